@@ -1,0 +1,53 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROJECT = Path(__file__).parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import dataset  # noqa: E402
+
+torch.set_num_threads(1)  # as main.py does
+
+
+@pytest.fixture(scope="session")
+def train_set():
+    """The 4,000 training images of the shipped sample."""
+    return dataset.MNIST(dataset.SAMPLE_DIR / "train.tar")
+
+
+@pytest.fixture(scope="session")
+def test_set():
+    """The 1,000 test images of the shipped sample."""
+    return dataset.MNIST(dataset.SAMPLE_DIR / "test.tar")
+
+
+def copy_project(folder, **constants):
+    """Copy what a clone of the project contains, with edited constants in main.py, as a
+    person would edit them."""
+    for path in PROJECT.glob("*.py"):
+        shutil.copy(path, folder)
+    shutil.copytree(dataset.SAMPLE_DIR, folder / "data" / "sample")
+    lines = (folder / "main.py").read_text().splitlines()
+    for name, value in constants.items():
+        (index,) = [i for i, line in enumerate(lines) if line.startswith(f"{name} = ")]
+        lines[index] = f"{name} = {value!r}"
+    (folder / "main.py").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run(folder, *arguments):
+    """Run python in the folder, with all ways to the internet closed."""
+    environment = {
+        "PATH": "",
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+        "PYTHONWARNINGS": "error",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=120
+    )

@@ -1,0 +1,282 @@
+"""The tar parsing, the Dataset and where the data comes from."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import socket
+import struct
+import tarfile
+import threading
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torchvision.transforms.functional import normalize, to_tensor
+
+import dataset
+from dataset import MNIST
+
+
+def png(image=None, **save_options):
+    """A PNG file's bytes: the given Pillow image, or a black 28 x 28 one."""
+    file = io.BytesIO()
+    (image or Image.new("L", (28, 28))).save(file, **{"format": "PNG", **save_options})
+    return file.getvalue()
+
+
+def make_tar(path, members, mode="w"):
+    """Write a tar with these (name, bytes) members; None instead of bytes makes a folder."""
+    with tarfile.open(path, mode) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if content is None:
+                member.type = tarfile.DIRTYPE
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def sample_members(count):
+    """The first (name, PNG bytes) of the shipped sample's training images."""
+    with tarfile.open(dataset.SAMPLE_DIR / "train.tar") as tar:
+        return [(name, tar.extractfile(name).read()) for name in tar.getnames()[:count]]
+
+
+def test_pixels_and_labels_are_those_of_the_pngs(test_set):
+    with tarfile.open(dataset.SAMPLE_DIR / "test.tar") as tar:
+        for name in tar.getnames():
+            number, label = name.removeprefix("test/").removesuffix(".png").split("_")
+            image = Image.open(tar.extractfile(name))
+            assert test_set.labels[int(number)] == int(label)
+            assert bytes(test_set.images[int(number)].flatten()) == image.tobytes()
+
+
+def test_sample_has_400_and_100_images_of_each_digit(train_set, test_set):
+    assert train_set.images.shape == (4000, 28, 28) and train_set.images.dtype == torch.uint8
+    assert test_set.images.shape == (1000, 28, 28) and test_set.labels.dtype == torch.int64
+    assert train_set.labels.bincount().tolist() == [400] * 10
+    assert test_set.labels.bincount().tolist() == [100] * 10
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_images_are_ordered_by_number_in_any_folder_and_compression(tmp_path, train_set, mode):
+    # numbers of different lengths: 2 stands before 10, which it does not as text
+    pngs = [content for _, content in sample_members(3)]
+    members = [
+        ("a/", None),
+        ("a/10_1.png", pngs[1]),
+        ("a/deeper/00002_0.png", pngs[0]),
+        ("300_2.png", pngs[2]),
+        ("a/._10_1.png", b"what macOS adds"),
+        ("__MACOSX/a/10_1.png", b"what macOS adds"),
+    ]
+    images = MNIST(make_tar(tmp_path / "some.tar", members, mode))
+    assert torch.equal(images.images, train_set.images[:3])
+    assert images.labels.tolist() == [0, 1, 2]
+
+
+def test_images_are_scaled_then_normalized_as_torchvision_does_it(test_set):
+    for index in range(20):
+        image, label = test_set[index]
+        expected = normalize(to_tensor(Image.fromarray(test_set.images[index].numpy())), [0.1307], [0.3081])
+        assert image.shape == (1, 28, 28) and image.dtype == torch.float32
+        assert torch.equal(image, expected)
+        assert label.shape == () and label.dtype == torch.int64 and label == test_set.labels[index]
+
+
+@pytest.mark.parametrize("index", [[4, 2, 0], torch.tensor([4, 2, 0]), slice(10, 20), [7], slice(0, 0)])
+def test_list_tensor_and_slice_give_batches(test_set, index):
+    images, labels = test_set[index]
+    chosen = list(range(len(test_set)))[index] if isinstance(index, slice) else [int(i) for i in index]
+    assert images.shape == (len(chosen), 1, 28, 28) and images.dtype == torch.float32
+    assert labels.shape == (len(chosen),) and labels.dtype == torch.int64
+    for image, label, i in zip(images, labels, chosen):
+        assert torch.equal(image, test_set[i][0]) and label == test_set[i][1]
+
+
+def test_indexing_like_a_sequence(test_set):
+    assert len(test_set) == 1000
+    assert torch.equal(test_set[-1][0], test_set[999][0])
+    with pytest.raises(IndexError):
+        test_set[1000]
+
+
+def test_indexing_leaves_the_stored_images_alone(test_set):
+    before = test_set.images.clone()
+    test_set[0], test_set[[1, 2]], test_set[:]
+    assert torch.equal(test_set.images, before)
+
+
+def test_transform_maps_normalized_batches(test_set):
+    shapes = []
+
+    def darken(images):
+        shapes.append(tuple(images.shape))
+        return images - 1
+
+    darker = MNIST(dataset.SAMPLE_DIR / "test.tar", transform=darken)
+    assert torch.equal(darker[[3, 5]][0], test_set[[3, 5]][0] - 1)
+    assert torch.equal(darker[3][0], test_set[3][0] - 1)
+    assert shapes == [(2, 1, 28, 28), (1, 1, 28, 28)]
+
+
+def sums(images):
+    return sorted(image.sum().item() for image in images)
+
+
+def test_plain_dataloader_with_workers_gives_every_image_once(test_set):
+    loader = DataLoader(test_set, batch_size=32, shuffle=True, num_workers=2)
+    batches = list(loader)
+    assert [len(labels) for _, labels in batches] == [32] * 31 + [8]
+    assert batches[0][0].shape == (32, 1, 28, 28) and batches[0][1].dtype == torch.int64
+    images, labels = (torch.cat(parts) for parts in zip(*batches))
+    assert not torch.equal(labels, test_set.labels) and torch.equal(labels.bincount(), test_set.labels.bincount())
+    assert sums(images) == sums(test_set[:][0])
+
+
+def test_batch_sampler_gives_every_image_once(test_set):
+    sampler = BatchSampler(RandomSampler(test_set), 32, drop_last=False)
+    batches = list(DataLoader(test_set, batch_size=None, sampler=sampler))
+    assert [len(labels) for _, labels in batches] == [32] * 31 + [8]
+    assert sums(torch.cat([images for images, _ in batches])) == sums(test_set[:][0])
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("train/00001_12.png", png()),
+        ("train/00001_x.png", png()),
+        ("train/five.png", png()),
+        ("train/00001_5.txt", b"five"),
+        ("train/00000_5.png", png()),  # has the number of the one before it
+        ("train/00001_5.png", png(Image.new("L", (32, 32)))),
+        ("train/00001_5.png", png(Image.new("RGB", (28, 28)))),
+        ("train/00001_5.png", png(format="JPEG")),
+        ("train/00001_5.png", png()[:50]),
+        ("train/00001_5.png", b""),
+    ],
+)
+def test_bad_members_are_errors_that_name_tar_and_member(tmp_path, name, content):
+    path = make_tar(tmp_path / "bad.tar", [("train/00000_0.png", png()), (name, content)])
+    with pytest.raises(ValueError) as error:
+        MNIST(path)
+    assert str(path) in str(error.value) and name in str(error.value)
+
+
+def test_bad_tars_are_errors_that_name_the_tar(tmp_path):
+    (tmp_path / "text.tar").write_text("no tar")
+    make_tar(tmp_path / "empty.tar", [("train/", None)])
+    (tmp_path / "folder.tar").mkdir()
+    for name, exception in (
+        ("absent.tar", FileNotFoundError),
+        ("text.tar", ValueError),
+        ("empty.tar", ValueError),
+        ("folder.tar", ValueError),
+    ):
+        with pytest.raises(exception) as error:
+            MNIST(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+
+
+def idx(tensor):
+    """A uint8 tensor as a gzipped IDX file, the form in which MNIST is served."""
+    header = struct.pack(f">HBB{tensor.dim()}I", 0, 8, tensor.dim(), *tensor.shape)
+    return gzip.compress(header + bytes(tensor.flatten().to(torch.uint8)))
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch, train_set, test_set):
+    """The folder of a server on loopback, which torchvision takes for the only one of
+    MNIST: 30 training and 20 test images."""
+    files = {
+        "train-images-idx3-ubyte.gz": idx(train_set.images[:30]),
+        "train-labels-idx1-ubyte.gz": idx(train_set.labels[:30]),
+        "t10k-images-idx3-ubyte.gz": idx(test_set.images[:20]),
+        "t10k-labels-idx1-ubyte.gz": idx(test_set.labels[:20]),
+    }
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=folder)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        use_mirror(monkeypatch, server.server_address[1])
+        monkeypatch.setattr(
+            torchvision.datasets.MNIST,
+            "resources",
+            [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()],
+        )
+        yield folder
+        server.shutdown()
+
+
+def use_mirror(monkeypatch, port):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{port}/"])
+
+
+def test_download_writes_two_tars(tmp_path, mirror, train_set, test_set):
+    data_dir = tmp_path / "data"
+    assert dataset.find_data(data_dir) == data_dir
+    assert sorted(path.name for path in data_dir.iterdir()) == ["test.tar", "train.tar"]
+    for name, source, count in (("train", train_set, 30), ("test", test_set, 20)):
+        downloaded = MNIST(data_dir / f"{name}.tar")
+        assert torch.equal(downloaded.images, source.images[:count])
+        assert torch.equal(downloaded.labels, source.labels[:count])
+        with tarfile.open(data_dir / f"{name}.tar") as tar:
+            assert tar.getnames()[7] == f"{name}/00007_{source.labels[7]}.png"
+
+
+def test_tars_that_are_there_are_not_downloaded_again(tmp_path, mirror):
+    for name in ("train.tar", "test.tar"):
+        make_tar(tmp_path / name, sample_members(1))
+    before = (tmp_path / "train.tar").read_bytes()
+    assert dataset.find_data(tmp_path) == tmp_path
+    assert (tmp_path / "train.tar").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"<html>not here</html>"])
+def test_damaged_download_leaves_nothing_behind(tmp_path, mirror, damage):
+    path = mirror / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RuntimeError):
+        dataset.download(tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_server_without_an_answer_is_given_up(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        use_mirror(monkeypatch, silent.getsockname()[1])
+        with pytest.raises(RuntimeError):
+            dataset.download(tmp_path, timeout=0.2)
+    assert socket.getdefaulttimeout() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_network_the_sample_is_used_and_this_is_said(tmp_path, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed_port = server.getsockname()[1]
+    use_mirror(monkeypatch, closed_port)
+    assert dataset.find_data(tmp_path) == dataset.SAMPLE_DIR
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("present, missing", [("train.tar", "test.tar"), ("test.tar", "train.tar")])
+def test_one_of_two_tars_is_an_error_that_names_the_other(tmp_path, present, missing):
+    make_tar(tmp_path / present, sample_members(1))
+    with pytest.raises(FileNotFoundError) as error:
+        dataset.find_data(tmp_path)
+    assert str(tmp_path / missing) in str(error.value)
