@@ -1,0 +1,240 @@
+"""Train LeNet-5, an MLP of the same size and a regularized LeNet-5 on MNIST and compare them.
+
+    python main.py
+
+Change the constants below and run it again: every run has a folder of its own in results/.
+"""
+
+import json
+import platform
+import statistics
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import torch
+import torchvision
+from torch.nn.functional import cross_entropy
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+import dataset
+import plot
+from model import CustomMLP, LeNet5, RegularizedLeNet5
+
+EPOCHS = 10  # passes over the training images; 1 for a first look, 10 to 30 for good figures
+BATCH_SIZE = 32  # images per step; 16 to 256, a larger one wants a larger learning rate
+MOMENTUM = 0.9  # share of the last step that is added to the next; 0 to 0.99
+SEEDS = (0,)  # each experiment is trained once per seed; (0, 1, 2) shows how much is chance
+DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA) or "mps" (Apple); only "cpu" repeats a run to the last digit
+DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to it if there are none
+RESULTS_DIR = "results"  # folder in which each run makes a new one
+
+# A line for each model to train. Its name appears in plots and file names.
+#   model          one of the classes in model.py, called with options
+#   learning_rate  the highest of the schedule; 0.01 to 0.1; the loss explodes if it is too high
+#   weight_decay   pulls the weights towards 0 in each step; 0 (off) to 0.001
+EXPERIMENTS = {
+    "LeNet5": dict(model=LeNet5, options={}, learning_rate=0.02, weight_decay=0),
+    "CustomMLP": dict(model=CustomMLP, options={}, learning_rate=0.01, weight_decay=0),
+    "RegularizedLeNet5": dict(model=RegularizedLeNet5, options={"dropout": 0.3}, learning_rate=0.05, weight_decay=0.0002),
+}
+
+
+def train(model, loader, optimizer, scheduler):
+    """Train for one epoch. Return the average loss per image and the accuracy (0 to 1).
+
+    Both are those seen while training: each batch counts as the model answered it before
+    it learned from it, with dropout on. So they can lie below those of `test`.
+    """
+    model.train()
+    total_loss = correct = count = 0
+    for images, labels in loader:
+        images, labels = images.to(DEVICE), labels.to(DEVICE)
+        logits = model(images)
+        loss = cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        # `loss` is an average over the batch. Averaging these averages would give the
+        # images of a smaller last batch too much weight.
+        total_loss += loss.detach() * len(labels)
+        correct += (logits.argmax(dim=1) == labels).sum()
+        count += len(labels)
+    return total_loss.item() / count, correct.item() / count
+
+
+@torch.no_grad()
+def test(model, loader):
+    """Return the average loss per image and the accuracy (0 to 1) of the model as it is,
+    with dropout off."""
+    model.eval()
+    total_loss = correct = count = 0
+    for images, labels in loader:
+        images, labels = images.to(DEVICE), labels.to(DEVICE)
+        logits = model(images)
+        total_loss += cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(dim=1) == labels).sum()
+        count += len(labels)
+    return total_loss.item() / count, correct.item() / count
+
+
+def batches(image_set, sampler, batch_size):
+    """Return a loader that asks the Dataset for a whole batch of indices at once."""
+    return DataLoader(image_set, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last=False))
+
+
+def run_training(name, seed, train_set, test_set, folder):
+    """Train one experiment with one seed for EPOCHS epochs.
+
+    Writes <name>-seed<seed>.csv into the folder, a line as soon as an epoch is finished,
+    and at the end the trained weights as <name>-seed<seed>.pt.
+    """
+    experiment = EXPERIMENTS[name]
+    # Decides the initial weights, the order of the images and what dropout sets to zero.
+    torch.manual_seed(seed)
+    model = experiment["model"](**experiment["options"])
+    # The order of the numbers in memory that convolutions are fastest with.
+    model = model.to(DEVICE, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=experiment["learning_rate"],
+        momentum=MOMENTUM,
+        weight_decay=experiment["weight_decay"],
+    )
+    train_loader = batches(train_set, RandomSampler(train_set), BATCH_SIZE)
+    # No gradients to keep, so larger batches fit, and are faster.
+    test_loader = batches(test_set, SequentialSampler(test_set), 1000)
+    # The learning rate rises for 30% of the steps, then falls to almost 0: large steps
+    # first, fine tuning last (Smith, Topin 2018, "Super-Convergence").
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=experiment["learning_rate"],
+        total_steps=EPOCHS * len(train_loader),
+        cycle_momentum=False,
+    )
+
+    path = Path(folder) / f"{name}-seed{seed}"
+    with open(f"{path}.csv", "x", buffering=1) as file:
+        file.write(",".join(plot.COLUMNS) + "\n")
+        for epoch in range(1, EPOCHS + 1):
+            start = time.perf_counter()
+            train_loss, train_accuracy = train(model, train_loader, optimizer, scheduler)
+            val_loss, val_accuracy = test(model, test_loader)
+            seconds = time.perf_counter() - start
+            file.write(
+                f"{epoch},{train_loss:.6g},{train_accuracy:.6g},{val_loss:.6g},{val_accuracy:.6g},{seconds:.2f}\n"
+            )
+            print(
+                f"{name:{max(map(len, EXPERIMENTS))}}  seed {seed}  epoch {epoch:2}/{EPOCHS}"
+                f"  training: loss {train_loss:.4f}, accuracy {train_accuracy:7.2%}"
+                f"  validation: loss {val_loss:.4f}, accuracy {val_accuracy:7.2%}  {seconds:.1f} s",
+                flush=True,
+            )
+    torch.save(model.state_dict(), f"{path}.pt")
+
+
+def new_folder():
+    """Make and return a new folder in RESULTS_DIR, named after the date and time."""
+    while True:
+        folder = Path(RESULTS_DIR) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # of another run that began in the same second
+            time.sleep(0.1)
+
+
+def write_settings(folder, data):
+    """Write all constants, the data used and the versions into settings.json."""
+    constants = {name: value for name, value in globals().items() if name.isupper()}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "system": platform.platform(),
+    }
+    settings = {**constants, "data": data, "versions": versions}
+    text = json.dumps(settings, indent=2, default=lambda model: model.__name__)
+    (folder / "settings.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_summary(folder, data):
+    """Write the figures of the last epoch as a table into summary.md. Return its text."""
+    table = [
+        (
+            "experiment",
+            "parameters",
+            "training loss",
+            "training accuracy",
+            "validation loss",
+            "validation accuracy",
+            "seconds",
+        )
+    ]
+    for name, seeds in plot.read_run(folder).items():
+        experiment = EXPERIMENTS[name]
+        model = experiment["model"](**experiment["options"])
+        last = {column: [stats[column][-1] for stats in seeds.values()] for column in plot.COLUMNS}
+        table.append(
+            (
+                name,
+                f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+                mean_and_deviation(last["train_loss"], ".4f"),
+                mean_and_deviation(last["train_accuracy"], ".2%"),
+                mean_and_deviation(last["val_loss"], ".4f"),
+                mean_and_deviation(last["val_accuracy"], ".2%"),
+                mean_and_deviation([stats["seconds"].sum() for stats in seeds.values()], ".0f"),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*table)]
+    table.insert(1, ["-" * width for width in widths])
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
+    seeds = "1 seed" if len(SEEDS) == 1 else f"mean ± standard deviation of {len(SEEDS)} seeds"
+    text = "\n".join([f"{data['description']}, epoch {EPOCHS} of {EPOCHS}, {seeds}", "", *lines, ""])
+    (folder / "summary.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def mean_and_deviation(values, form):
+    """Return the mean in this format, with "± standard deviation" where there are several values."""
+    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{deviation}"
+
+
+def main():
+    """Train every experiment with every seed, write and plot the results. Return the exit code."""
+    # These models are so small that threads wait for each other longer than they compute,
+    # and the order in which several add up changes the last digits.
+    torch.set_num_threads(1)
+    try:
+        data_dir = dataset.find_data(DATA_DIR)
+        train_set = dataset.MNIST(data_dir / "train.tar")
+        test_set = dataset.MNIST(data_dir / "test.tar")
+        folder = new_folder()
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    source = "the shipped sample" if data_dir == dataset.SAMPLE_DIR else DATA_DIR
+    data = {
+        "description": f"{len(train_set):,} training and {len(test_set):,} test images from {source}",
+        "folder": str(data_dir.resolve()),
+        "train_images": len(train_set),
+        "test_images": len(test_set),
+    }
+    write_settings(folder, data)
+
+    trainings = [(name, seed) for name in EXPERIMENTS for seed in SEEDS]
+    print(f"{data['description']}, results in {folder}")
+    print(f"trainings: {len(trainings)} ({len(EXPERIMENTS)} experiments x {len(SEEDS)} seeds), epochs each: {EPOCHS}", flush=True)
+    for name, seed in trainings:
+        run_training(name, seed, train_set, test_set, folder)
+
+    print(f"\n{write_summary(folder, data)}")
+    print(*plot.save_plots(folder), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The three models. Each maps images (B, 1, 28, 28) to logits (B, 10).
+
+Logits are unbounded scores, one per digit; the largest marks the model's answer.
+There is no softmax in here: `torch.nn.CrossEntropyLoss` applies it. A second one in
+the model would keep the loss above ln(e + 9) - 1 = 1.46 however well the model learns.
+
+Beside every layer with parameters stands their number, biases included:
+
+    convolution  (kernel height x kernel width x input channels + 1) x output channels
+    linear       (inputs + 1) x outputs
+    batch norm   2 x channels, a scale and a shift each
+"""
+
+from torch import nn
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 of LeCun, Bottou, Bengio, Haffner (1998), "Gradient-Based Learning Applied
+    to Document Recognition", section II.B, in today's form: 61,706 parameters.
+
+    The paper has tanh, average pooling with trainable weights, a second convolution that
+    sees only some of its input channels, and a layer of radial basis functions as output.
+    Here are ReLU, max pooling, full connections and a linear output. The padding of 2
+    turns 28 x 28 pixels into the 32 x 32 that the paper's network takes.
+
+    forward: images float32 (B, 1, 28, 28), normalized -> logits float32 (B, 10).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, kernel_size=5, padding=2)  # (5 x 5 x 1 + 1) x 6 = 156
+        self.conv2 = nn.Conv2d(6, 16, kernel_size=5)  # (5 x 5 x 6 + 1) x 16 = 2,416
+        self.fc1 = nn.Linear(400, 120)  # (400 + 1) x 120 = 48,120
+        self.fc2 = nn.Linear(120, 84)  # (120 + 1) x 84 = 10,164
+        self.fc3 = nn.Linear(84, 10)  # (84 + 1) x 10 = 850
+        self.pool = nn.MaxPool2d(2)
+        self.activation = nn.ReLU()
+
+        # Places for RegularizedLeNet5 to fill. Here they pass everything on unchanged.
+        self.norm1 = self.norm2 = self.norm3 = self.norm4 = nn.Identity()
+        self.dropout = nn.Identity()
+
+    def forward(self, images):
+        # Pooling before the activation gives the same numbers as after it, since ReLU keeps
+        # the order of its inputs, and leaves a quarter of the work to what comes after it.
+        x = self.activation(self.norm1(self.pool(self.conv1(images))))  # (B, 6, 14, 14)
+        x = self.activation(self.norm2(self.pool(self.conv2(x))))  # (B, 16, 5, 5)
+        x = x.flatten(start_dim=1)  # (B, 400)
+        x = self.dropout(self.activation(self.norm3(self.fc1(x))))  # (B, 120)
+        x = self.activation(self.norm4(self.fc2(x)))  # (B, 84)
+        return self.fc3(x)  # (B, 10)
+
+
+class RegularizedLeNet5(LeNet5):
+    """LeNet5 with batch normalization in front of every activation (Ioffe, Szegedy 2015)
+    and dropout behind the 120-wide layer (Srivastava et al. 2014): 62,158 parameters.
+
+    dropout: probability, 0 <= dropout < 1, with which each of the 120 activations is set
+    to zero while training; `model.eval()` switches that off.
+    """
+
+    def __init__(self, dropout=0.3):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(6)  # 2 x 6 = 12
+        self.norm2 = nn.BatchNorm2d(16)  # 2 x 16 = 32
+        self.norm3 = nn.BatchNorm1d(120)  # 2 x 120 = 240
+        self.norm4 = nn.BatchNorm1d(84)  # 2 x 84 = 168
+        self.dropout = nn.Dropout(dropout)
+
+
+class CustomMLP(nn.Module):
+    """Eight linear layers with as many parameters as LeNet5, bar 14: 61,720.
+
+    It sees the image as a row of 784 numbers and knows nothing of neighbouring pixels.
+
+    forward: images float32 (B, 1, 28, 28), normalized -> logits float32 (B, 10).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(),  # (B, 784)
+            nn.Linear(784, 64),  # (784 + 1) x 64 = 50,240
+            nn.ReLU(),
+            nn.Linear(64, 64),  # (64 + 1) x 64 = 4,160
+            nn.ReLU(),
+            nn.Linear(64, 64),  # (64 + 1) x 64 = 4,160
+            nn.ReLU(),
+            nn.Linear(64, 32),  # (64 + 1) x 32 = 2,080
+            nn.ReLU(),
+            nn.Linear(32, 16),  # (32 + 1) x 16 = 528
+            nn.ReLU(),
+            nn.Linear(16, 16),  # (16 + 1) x 16 = 272
+            nn.ReLU(),
+            nn.Linear(16, 10),  # (16 + 1) x 10 = 170
+            nn.ReLU(),
+            nn.Linear(10, 10),  # (10 + 1) x 10 = 110
+        )
+        # PyTorch's default initialization shrinks the signal in every layer, and layers 16
+        # and 10 wide easily lose what little is left for good. Orthogonal weights (Saxe,
+        # McClelland, Ganguli 2014) lose no direction of it, and the gain makes up for the
+        # half that ReLU cuts off (He et al. 2015).
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.orthogonal_(layer.weight, gain=nn.init.calculate_gain("relu"))
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, images):
+        return self.layers(images)

@@ -1,0 +1,244 @@
+"""The training loop, and the whole program as a user runs it."""
+
+import csv
+import json
+import re
+import statistics
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+from torch.utils.data import SequentialSampler
+
+import main
+import plot
+from conftest import PROJECT, copy_project, run
+from model import CustomMLP, LeNet5, RegularizedLeNet5
+
+EXPERIMENTS = ("LeNet5", "CustomMLP", "RegularizedLeNet5")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A copy of the project in which `python main.py` has run, with the sample in data/, and
+    what it printed."""
+    folder = copy_project(tmp_path_factory.mktemp("project"), EPOCHS=4, SEEDS=(0, 3))
+    for name in ("train.tar", "test.tar"):
+        (folder / "data" / name).symlink_to(folder / "data" / "sample" / name)
+    process = run(folder, "main.py")
+    assert process.returncode == 0, process.stderr
+    return folder, process
+
+
+@pytest.fixture(scope="module")
+def results(finished):
+    """The one folder of results of that run."""
+    (folder,) = (finished[0] / "results").iterdir()
+    return folder
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_results_folder_holds_a_csv_and_weights_of_every_training(results):
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", results.name)
+    trainings = {f"{name}-seed{seed}.{end}" for name in EXPERIMENTS for seed in (0, 3) for end in ("csv", "pt")}
+    plots = {f"{name}.png" for name in (*EXPERIMENTS, "comparison")}
+    assert {path.name for path in results.iterdir()} == trainings | plots | {"settings.json", "summary.md"}
+    for path in results.glob("*.csv"):
+        assert path.read_text().splitlines()[0] == "epoch,train_loss,train_accuracy,val_loss,val_accuracy,seconds"
+        assert [row["epoch"] for row in rows(path)] == ["1", "2", "3", "4"]
+
+
+def test_training_on_the_sample_reaches_a_sensible_accuracy(results):
+    for path in results.glob("*.csv"):
+        first, *_, last = rows(path)
+        assert float(last["val_accuracy"]) > (0.8 if "MLP" in path.name else 0.93)
+        assert float(last["train_accuracy"]) > float(first["train_accuracy"])
+        assert float(last["train_loss"]) < float(first["train_loss"])
+
+
+def test_saved_weights_are_those_that_were_validated(results, test_set):
+    for model_class in (LeNet5, CustomMLP, RegularizedLeNet5):
+        name = f"{model_class.__name__}-seed3"
+        model = model_class()
+        model.load_state_dict(torch.load(results / f"{name}.pt", weights_only=True))
+        loss, accuracy = main.test(model, main.batches(test_set, SequentialSampler(test_set), 1000))
+        last = rows(results / f"{name}.csv")[-1]
+        assert float(last["val_loss"]) == pytest.approx(loss, rel=1e-5)
+        assert float(last["val_accuracy"]) == pytest.approx(accuracy)
+
+
+def test_settings_tell_constants_data_and_versions(results):
+    settings = json.loads((results / "settings.json").read_text())
+    constants = re.findall(r"^([A-Z_]+) = ", (PROJECT / "main.py").read_text(), re.MULTILINE)
+    assert {*constants, "data", "versions"} == set(settings)
+    assert settings["EPOCHS"] == 4 and settings["SEEDS"] == [0, 3]
+    assert settings["EXPERIMENTS"]["CustomMLP"]["model"] == "CustomMLP"
+    assert settings["data"]["train_images"] == 4000 and settings["data"]["test_images"] == 1000
+    assert settings["versions"]["torch"] == torch.__version__
+
+
+def test_summary_holds_mean_and_deviation_of_the_last_epochs(finished, results):
+    summary = (results / "summary.md").read_text()
+    assert summary in finished[1].stdout
+    for name, parameters in zip(EXPERIMENTS, ("61,706", "61,720", "62,158")):
+        (line,) = [line for line in summary.splitlines() if line.startswith(f"| {name} ")]
+        _, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        last = [rows(results / f"{name}-seed{seed}.csv")[-1] for seed in (0, 3)]
+        expected = [parameters]
+        for column, form in (("train_loss", ".4f"), ("train_accuracy", ".2%"), ("val_loss", ".4f"), ("val_accuracy", ".2%")):
+            values = [float(row[column]) for row in last]
+            expected.append(f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}")
+        assert cells[:5] == expected
+
+
+def test_prints_a_line_for_every_epoch_and_the_plots(finished, results):
+    lines = finished[1].stdout.splitlines()
+    for path in results.glob("*.csv"):
+        name, seed = path.stem.split("-seed")
+        mine = [line for line in lines if re.match(rf"{name} +seed {seed} ", line)]
+        assert len(mine) == 4
+        for number, (line, row) in enumerate(zip(mine, rows(path)), start=1):
+            assert f"{number}/4" in line
+            assert f"{float(row['val_accuracy']):.2%}" in line and f"{float(row['train_loss']):.4f}" in line
+    printed = {line for line in lines if line.endswith(".png")}
+    assert printed == {str(path.relative_to(finished[0])) for path in results.glob("*.png")}
+    assert finished[1].stderr == ""
+
+
+def test_plots_are_pictures(results):
+    for path in results.glob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+            assert image.width > 800 and image.height > 400
+            assert len(set(image.convert("L").tobytes())) > 50
+
+
+def test_plot_draws_the_newest_run_or_several(finished):
+    folder, _ = finished
+    (original,) = (folder / "results").glob("????-*")
+    older = folder / "results" / "2001-01-01_00-00-00"
+    older.mkdir()
+    (older / "Old-seed0.csv").write_text(",".join(plot.COLUMNS) + "\n1,1,0.5,1,0.5,1\n")
+    for png in original.glob("*.png"):
+        png.unlink()
+    assert run(folder, "plot.py").returncode == 0
+    assert len(list(original.glob("*.png"))) == 4 and not list(older.glob("*.png"))
+    assert run(folder, "plot.py", str(older)).returncode == 0
+    assert {path.name for path in older.glob("*.png")} == {"Old.png", "comparison.png"}
+    process = run(folder, "plot.py", str(older), str(original))
+    assert process.returncode == 0, process.stderr
+    assert (folder / process.stdout.strip()).stat().st_size > 10_000
+
+
+def test_readme_example_classifies_an_image(finished):
+    (example,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    process = run(finished[0], "-c", example)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout
+
+
+def test_without_data_and_network_trains_on_the_sample_and_says_so(tmp_path):
+    folder = copy_project(tmp_path, EPOCHS=1)
+    process = run(folder, "main.py")
+    assert process.returncode == 0, process.stderr
+    assert str(folder / "data") in process.stderr
+    (results,) = (folder / "results").iterdir()
+    data = json.loads((results / "settings.json").read_text())["data"]
+    assert "sample" in data["description"] and data["train_images"] == 4000
+    assert data["description"] in (results / "summary.md").read_text()
+    assert data["description"] in plot.plot_experiment(results, "LeNet5").get_suptitle()
+    assert data["description"] in plot.plot_comparison([results]).get_suptitle()
+    # nothing of the failed download is left
+    assert [path.name for path in (folder / "data").iterdir()] == ["sample"]
+
+
+def test_a_missing_tar_is_one_line_and_exit_code_2(tmp_path):
+    folder = copy_project(tmp_path)
+    (folder / "data" / "train.tar").symlink_to(folder / "data" / "sample" / "train.tar")
+    process = run(folder, "main.py")
+    assert process.returncode == 2
+    assert len(process.stderr.splitlines()) == 1 and "data/test.tar" in process.stderr
+    assert not (folder / "results").exists()
+
+
+@pytest.fixture
+def short_run(monkeypatch, tmp_path, train_set, test_set):
+    """A function that trains RegularizedLeNet5, which draws most from the random generator,
+    for two epochs and returns its CSV without the seconds and its weights."""
+    monkeypatch.setattr(main, "EPOCHS", 2)
+
+    def train(seed, name):
+        folder = tmp_path / name
+        folder.mkdir()
+        main.run_training("RegularizedLeNet5", seed, train_set, test_set, folder)
+        path = folder / f"RegularizedLeNet5-seed{seed}"
+        lines = [line.rpartition(",")[0] for line in open(f"{path}.csv")]
+        return lines, torch.load(f"{path}.pt", weights_only=True)
+
+    return train
+
+
+def test_same_seed_same_figures_to_the_last_digit(short_run):
+    first, weights = short_run(0, "first")
+    torch.rand(7)  # whatever happened before must not matter
+    second, same_weights = short_run(0, "second")
+    assert first == second and len(first) == 3
+    assert all(torch.equal(weights[key], same_weights[key]) for key in weights)
+    assert short_run(1, "third")[0] != first
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 1000])
+def test_losses_are_per_image_whatever_the_batch_size(batch_size, train_set, test_set):
+    torch.manual_seed(0)
+    model = LeNet5()
+    images, labels = test_set[:]
+    with torch.no_grad():
+        logits = model(images)
+    expected = (cross_entropy(logits, labels).item(), (logits.argmax(dim=1) == labels).float().mean().item())
+    loader = main.batches(test_set, SequentialSampler(test_set), batch_size)
+    assert main.test(model, loader) == pytest.approx(expected, rel=1e-5)
+    # with a learning rate of 0 the model stays as it is, and training sees the same
+    optimizer = torch.optim.SGD(model.parameters(), lr=0)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    assert main.train(model, loader, optimizer, scheduler) == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_figures_are_seen_with_dropout_and_validation_without(train_set):
+    torch.manual_seed(0)
+    model = RegularizedLeNet5(dropout=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+    loader = main.batches(train_set, SequentialSampler(train_set), 32)
+    for _ in range(2):
+        train_loss, train_accuracy = main.train(model, loader, optimizer, scheduler)
+    test_loss, test_accuracy = main.test(model, loader)
+    assert train_loss > test_loss and train_accuracy < test_accuracy
+    assert main.test(model, loader) == (test_loss, test_accuracy)
+
+
+def test_figures_of_finished_epochs_are_on_disk_at_once(monkeypatch, tmp_path, train_set, test_set):
+    seen = []
+
+    def stop_in_third_epoch(*arguments):
+        seen.append((tmp_path / "LeNet5-seed0.csv").read_text().splitlines())
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real_train(*arguments)
+
+    real_train = main.train
+    monkeypatch.setattr(main, "train", stop_in_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        main.run_training("LeNet5", 0, train_set, test_set, tmp_path)
+    assert [len(lines) for lines in seen] == [1, 2, 3]
+    assert list(plot.read_run(tmp_path)["LeNet5"][0]["epoch"]) == [1, 2]
+
+
+def test_every_run_gets_a_new_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(main, "RESULTS_DIR", str(tmp_path / "results"))
+    folders = [main.new_folder(), main.new_folder()]
+    assert folders[0] != folders[1] and all(folder.is_dir() for folder in folders)
