@@ -216,7 +216,7 @@ def main():
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    source = "the shipped sample" if data_dir == dataset.SAMPLE_DIR else DATA_DIR
+    source = "the shipped sample" if data_dir == dataset.SAMPLE_DIR else f"{Path(DATA_DIR)}/"
     data = {
         "description": f"{len(train_set):,} training and {len(test_set):,} test images from {source}",
         "folder": str(data_dir.resolve()),
