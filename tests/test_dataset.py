@@ -89,7 +89,7 @@ def test_images_are_scaled_then_normalized_as_torchvision_does_it(test_set):
         assert label.shape == () and label.dtype == torch.int64 and label == test_set.labels[index]
 
 
-@pytest.mark.parametrize("index", [[4, 2, 0], torch.tensor([4, 2, 0]), slice(10, 20), [7], slice(0, 0)])
+@pytest.mark.parametrize("index", [[4, 2, 0], torch.tensor([4, 2, 0]), slice(10, 20), [7], slice(0, 0)], ids=str)
 def test_list_tensor_and_slice_give_batches(test_set, index):
     images, labels = test_set[index]
     chosen = list(range(len(test_set)))[index] if isinstance(index, slice) else [int(i) for i in index]
@@ -146,21 +146,21 @@ def test_batch_sampler_gives_every_image_once(test_set):
     assert sums(torch.cat([images for images, _ in batches])) == sums(test_set[:][0])
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("train/00001_12.png", png()),
-        ("train/00001_x.png", png()),
-        ("train/five.png", png()),
-        ("train/00001_5.txt", b"five"),
-        ("train/00000_5.png", png()),  # has the number of the one before it
-        ("train/00001_5.png", png(Image.new("L", (32, 32)))),
-        ("train/00001_5.png", png(Image.new("RGB", (28, 28)))),
-        ("train/00001_5.png", png(format="JPEG")),
-        ("train/00001_5.png", png()[:50]),
-        ("train/00001_5.png", b""),
-    ],
-)
+BAD_MEMBERS = {
+    "label of two digits": ("train/00001_12.png", png()),
+    "label no digit": ("train/00001_x.png", png()),
+    "no number and label": ("train/five.png", png()),
+    "no image": ("train/00001_5.txt", b"five"),
+    "number of the member before": ("train/00000_5.png", png()),
+    "too large": ("train/00001_5.png", png(Image.new("L", (32, 32)))),
+    "colour": ("train/00001_5.png", png(Image.new("RGB", (28, 28)))),
+    "JPEG": ("train/00001_5.png", png(format="JPEG")),
+    "cut off": ("train/00001_5.png", png()[:50]),
+    "empty": ("train/00001_5.png", b""),
+}
+
+
+@pytest.mark.parametrize("name, content", BAD_MEMBERS.values(), ids=BAD_MEMBERS)
 def test_bad_members_are_errors_that_name_tar_and_member(tmp_path, name, content):
     path = make_tar(tmp_path / "bad.tar", [("train/00000_0.png", png()), (name, content)])
     with pytest.raises(ValueError) as error:
@@ -248,7 +248,7 @@ def test_tars_that_are_there_are_not_downloaded_again(tmp_path, mirror):
     assert (tmp_path / "train.tar").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"<html>not here</html>"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"<html>not here</html>"], ids=["cut off", "error page"])
 def test_damaged_download_leaves_nothing_behind(tmp_path, mirror, damage):
     path = mirror / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
