@@ -51,6 +51,10 @@ class MNIST(Dataset):
         self.images, self.labels = read_tar(tar_path)
         self.transform = transform
 
+    def to(self, device):
+        """Move all images and labels to a device, on which batches are then made."""
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
+
     def __len__(self):
         return len(self.labels)
 

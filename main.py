@@ -6,6 +6,8 @@ Change the constants below and run it again: every run has a folder of its own i
 """
 
 import json
+import multiprocessing.connection
+import os
 import platform
 import statistics
 import sys
@@ -14,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
+import torch.multiprocessing
 import torchvision
 from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
@@ -27,6 +30,7 @@ BATCH_SIZE = 32  # images per step; 16 to 256, a larger one wants a larger learn
 MOMENTUM = 0.9  # share of the last step that is added to the next; 0 to 0.99
 SEEDS = (0,)  # each experiment is trained once per seed; (0, 1, 2) shows how much is chance
 DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA) or "mps" (Apple); only "cpu" repeats a run to the last digit
+WORKERS = None  # trainings at a time, each on a core of its own; None: one per core, on a GPU 1
 DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to it if there are none
 RESULTS_DIR = "results"  # folder in which each run makes a new one
 
@@ -50,7 +54,6 @@ def train(model, loader, optimizer, scheduler):
     model.train()
     total_loss = correct = count = 0
     for images, labels in loader:
-        images, labels = images.to(DEVICE), labels.to(DEVICE)
         logits = model(images)
         loss = cross_entropy(logits, labels)
         optimizer.zero_grad()
@@ -72,7 +75,6 @@ def test(model, loader):
     model.eval()
     total_loss = correct = count = 0
     for images, labels in loader:
-        images, labels = images.to(DEVICE), labels.to(DEVICE)
         logits = model(images)
         total_loss += cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(dim=1) == labels).sum()
@@ -92,6 +94,8 @@ def run_training(name, seed, train_set, test_set, folder):
     and at the end the trained weights as <name>-seed<seed>.pt.
     """
     experiment = EXPERIMENTS[name]
+    train_set.to(DEVICE)
+    test_set.to(DEVICE)
     # Decides the initial weights, the order of the images and what dropout sets to zero.
     torch.manual_seed(seed)
     model = experiment["model"](**experiment["options"])
@@ -129,10 +133,75 @@ def run_training(name, seed, train_set, test_set, folder):
             print(
                 f"{name:{max(map(len, EXPERIMENTS))}}  seed {seed}  epoch {epoch:2}/{EPOCHS}"
                 f"  training: loss {train_loss:.4f}, accuracy {train_accuracy:7.2%}"
-                f"  validation: loss {val_loss:.4f}, accuracy {val_accuracy:7.2%}  {seconds:.1f} s",
+                f"  validation: loss {val_loss:.4f}, accuracy {val_accuracy:7.2%}  {seconds:.1f} s\n",
+                end="",  # the line in one piece, so that those of several processes don't mix
                 flush=True,
             )
     torch.save(model.state_dict(), f"{path}.pt")
+
+
+def run_trainings(trainings, workers, train_set, test_set, folder):
+    """Run all trainings, (name, seed) each, and return those whose process has died.
+
+    With one worker they run here, one after the other; with more, each in a process of its
+    own, at most `workers` at a time, the longest first, so that no long one is left for the
+    end. The images are shared with the processes, not copied, and nothing has to come back:
+    each training writes its own files.
+    """
+    if workers == 1:
+        for name, seed in trainings:
+            run_training(name, seed, train_set, test_set, folder)
+        return []
+
+    seconds = {name: seconds_per_step(name, train_set) for name in EXPERIMENTS}
+    waiting = sorted(trainings, key=lambda training: -seconds[training[0]])
+    running, died = {}, []
+    while waiting or running:
+        while waiting and len(running) < workers:
+            training = waiting.pop(0)
+            # A fresh interpreter ("spawn"): a fork of one that has used torch may hang.
+            process = torch.multiprocessing.get_context("spawn").Process(
+                target=run_in_process, args=(constants(), *training, train_set, test_set, folder), daemon=True
+            )
+            process.start()
+            running[process.sentinel] = process, training
+        for sentinel in multiprocessing.connection.wait(running):
+            process, training = running.pop(sentinel)
+            process.join()
+            if process.exitcode != 0:
+                died.append(training)
+    return died
+
+
+def run_in_process(parents_constants, name, seed, train_set, test_set, folder):
+    """Run one training in a process that has just imported this module anew: first take over
+    the constants of the parent, which may differ from those above."""
+    globals().update(parents_constants)
+    torch.set_num_threads(1)
+    run_training(name, seed, train_set, test_set, folder)
+
+
+def seconds_per_step(name, train_set):
+    """Return roughly how long the model of an experiment takes to learn from one batch."""
+    model = EXPERIMENTS[name]["model"](**EXPERIMENTS[name]["options"])
+    images, labels = train_set[:BATCH_SIZE]
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        cross_entropy(model(images), labels).backward()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def available_cores():
+    """Return the number of processor cores that this process may use."""
+    # only Linux can tell which of the cores these are
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def constants():
+    """Return the constants at the top as {name: value}."""
+    return {name: value for name, value in globals().items() if name.isupper()}
 
 
 def new_folder():
@@ -148,14 +217,13 @@ def new_folder():
 
 def write_settings(folder, data):
     """Write all constants, the data used and the versions into settings.json."""
-    constants = {name: value for name, value in globals().items() if name.isupper()}
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "system": platform.platform(),
     }
-    settings = {**constants, "data": data, "versions": versions}
+    settings = {**constants(), "data": data, "versions": versions}
     text = json.dumps(settings, indent=2, default=lambda model: model.__name__)
     (folder / "settings.json").write_text(text + "\n", encoding="utf-8")
 
@@ -226,14 +294,20 @@ def main():
     write_settings(folder, data)
 
     trainings = [(name, seed) for name in EXPERIMENTS for seed in SEEDS]
+    workers = WORKERS or (available_cores() if DEVICE == "cpu" else 1)
     print(f"{data['description']}, results in {folder}")
-    print(f"trainings: {len(trainings)} ({len(EXPERIMENTS)} experiments x {len(SEEDS)} seeds), epochs each: {EPOCHS}", flush=True)
-    for name, seed in trainings:
-        run_training(name, seed, train_set, test_set, folder)
+    print(
+        f"trainings: {len(trainings)} ({len(EXPERIMENTS)} experiments x {len(SEEDS)} seeds), "
+        f"up to {workers} at a time, epochs each: {EPOCHS}",
+        flush=True,
+    )
+    died = run_trainings(trainings, workers, train_set, test_set, folder)
+    for name, seed in died:
+        print(f"error: the process of {name}, seed {seed}, has died", file=sys.stderr)
 
     print(f"\n{write_summary(folder, data)}")
     print(*plot.save_plots(folder), sep="\n")
-    return 0
+    return 1 if died else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import multiprocessing
+import os
 import re
+import signal
 import statistics
 
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
 
+import dataset
 import main
 import plot
 from conftest import PROJECT, copy_project, run
@@ -242,3 +246,85 @@ def test_every_run_gets_a_new_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(main, "RESULTS_DIR", str(tmp_path / "results"))
     folders = [main.new_folder(), main.new_folder()]
     assert folders[0] != folders[1] and all(folder.is_dir() for folder in folders)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two empty folders for the results of two runs."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "one", tmp_path / "two"
+
+
+def test_figures_and_weights_do_not_depend_on_the_number_of_workers(monkeypatch, folders, train_set, test_set):
+    monkeypatch.setattr(main, "EPOCHS", 2)
+    trainings = [(name, 1) for name in EXPERIMENTS]
+    for workers, folder in zip((1, 2), folders):
+        assert main.run_trainings(trainings, workers, train_set, test_set, folder) == []
+    for name in EXPERIMENTS:
+        alone, among_others = ([line.rpartition(",")[0] for line in open(folder / f"{name}-seed1.csv")] for folder in folders)
+        assert alone == among_others and len(alone) == 3
+        alone, among_others = (torch.load(folder / f"{name}-seed1.pt", weights_only=True) for folder in folders)
+        assert all(torch.equal(alone[key], among_others[key]) for key in alone)
+
+
+def test_longest_training_starts_first(monkeypatch, folders, train_set, test_set):
+    order = ("CustomMLP", "LeNet5", "RegularizedLeNet5")
+    monkeypatch.setattr(main, "EPOCHS", 2)
+    monkeypatch.setattr(main, "EXPERIMENTS", {name: main.EXPERIMENTS[name] for name in order})
+    folder = folders[0]
+    main.run_trainings([(name, 0) for name in order], 2, train_set, test_set, folder)
+    first_end = min((folder / f"{name}-seed0.pt").stat().st_mtime for name in order[1:])
+    # the short one only began when one of the others had ended
+    assert (folder / "CustomMLP-seed0.csv").stat().st_mtime > first_end
+
+
+class KilledLeNet5(LeNet5):
+    """Dies as if the system had killed it for want of memory, in a process of its own only."""
+
+    def forward(self, images):
+        if multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images)
+
+
+def test_a_training_that_dies_takes_no_other_with_it(monkeypatch, folders, train_set, test_set):
+    killed = dict(model=KilledLeNet5, options={}, learning_rate=0.01, weight_decay=0)
+    monkeypatch.setattr(main, "EPOCHS", 1)
+    monkeypatch.setattr(main, "EXPERIMENTS", {"killed": killed, "LeNet5": main.EXPERIMENTS["LeNet5"]})
+    trainings = [("killed", 0), ("LeNet5", 0), ("killed", 1), ("LeNet5", 1)]
+    folder = folders[0]
+    assert sorted(main.run_trainings(trainings, 2, train_set, test_set, folder)) == [("killed", 0), ("killed", 1)]
+    assert {path.name for path in folder.glob("*.pt")} == {"LeNet5-seed0.pt", "LeNet5-seed1.pt"}
+
+
+def test_images_are_shared_with_the_processes_not_copied(monkeypatch, folders):
+    images = dataset.MNIST(dataset.SAMPLE_DIR / "test.tar")
+    monkeypatch.setattr(main, "EPOCHS", 1)
+    main.run_trainings([("CustomMLP", 0)], 2, images, images, folders[0])
+    assert images.images.is_shared() and images.labels.is_shared()
+
+
+def test_a_dead_training_is_named_and_the_rest_is_plotted(tmp_path):
+    folder = copy_project(tmp_path, EPOCHS=1, WORKERS=2)
+    for name in ("train.tar", "test.tar"):
+        (folder / "data" / name).symlink_to(folder / "data" / "sample" / name)
+    with open(folder / "model.py", "a") as file:
+        file.write("""
+
+import multiprocessing, os, signal
+
+def die(self, images):
+    if multiprocessing.parent_process():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return LeNet5.forward(self, images)
+
+RegularizedLeNet5.forward = die
+""")
+    process = run(folder, "main.py")
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert "RegularizedLeNet5" in line and "seed 0" in line
+    (results,) = (folder / "results").iterdir()
+    assert {path.name for path in results.glob("*.png")} == {"LeNet5.png", "CustomMLP.png", "comparison.png"}
+    assert "LeNet5" in (results / "summary.md").read_text()
