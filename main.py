@@ -52,7 +52,7 @@ def train(model, loader, optimizer, scheduler):
     it learned from it, with dropout on. So they can lie below those of `test`.
     """
     model.train()
-    total_loss = correct = count = 0
+    answers = []
     for images, labels in loader:
         logits = model(images)
         loss = cross_entropy(logits, labels)
@@ -60,12 +60,8 @@ def train(model, loader, optimizer, scheduler):
         loss.backward()
         optimizer.step()
         scheduler.step()
-        # `loss` is an average over the batch. Averaging these averages would give the
-        # images of a smaller last batch too much weight.
-        total_loss += loss.detach() * len(labels)
-        correct += (logits.argmax(dim=1) == labels).sum()
-        count += len(labels)
-    return total_loss.item() / count, correct.item() / count
+        answers.append((logits.detach(), labels))
+    return loss_and_accuracy(answers)
 
 
 @torch.no_grad()
@@ -73,13 +69,18 @@ def test(model, loader):
     """Return the average loss per image and the accuracy (0 to 1) of the model as it is,
     with dropout off."""
     model.eval()
-    total_loss = correct = count = 0
-    for images, labels in loader:
-        logits = model(images)
-        total_loss += cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(dim=1) == labels).sum()
-        count += len(labels)
-    return total_loss.item() / count, correct.item() / count
+    return loss_and_accuracy([(model(images), labels) for images, labels in loader])
+
+
+def loss_and_accuracy(answers):
+    """Return both for the (logits, labels) of all batches.
+
+    Taken over all images at once, so that a smaller last batch gets no more weight than it
+    has images, and the processor need not wait for a figure after every batch.
+    """
+    logits, labels = (torch.cat(parts) for parts in zip(*answers))
+    correct = (logits.argmax(dim=1) == labels).sum().item()
+    return cross_entropy(logits, labels).item(), correct / len(labels)
 
 
 def batches(image_set, sampler, batch_size):
@@ -87,17 +88,10 @@ def batches(image_set, sampler, batch_size):
     return DataLoader(image_set, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last=False))
 
 
-def run_training(name, seed, train_set, test_set, folder):
-    """Train one experiment with one seed for EPOCHS epochs.
-
-    Writes <name>-seed<seed>.csv into the folder, a line as soon as an epoch is finished,
-    and at the end the trained weights as <name>-seed<seed>.pt.
-    """
+def build(name, steps):
+    """Return the model of an experiment, its optimizer and its learning rate schedule for a
+    training of so many steps."""
     experiment = EXPERIMENTS[name]
-    train_set.to(DEVICE)
-    test_set.to(DEVICE)
-    # Decides the initial weights, the order of the images and what dropout sets to zero.
-    torch.manual_seed(seed)
     model = experiment["model"](**experiment["options"])
     # The order of the numbers in memory that convolutions are fastest with.
     model = model.to(DEVICE, memory_format=torch.channels_last)
@@ -107,17 +101,28 @@ def run_training(name, seed, train_set, test_set, folder):
         momentum=MOMENTUM,
         weight_decay=experiment["weight_decay"],
     )
-    train_loader = batches(train_set, RandomSampler(train_set), BATCH_SIZE)
-    # No gradients to keep, so larger batches fit, and are faster.
-    test_loader = batches(test_set, SequentialSampler(test_set), 1000)
     # The learning rate rises for 30% of the steps, then falls to almost 0: large steps
     # first, fine tuning last (Smith, Topin 2018, "Super-Convergence").
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=experiment["learning_rate"],
-        total_steps=EPOCHS * len(train_loader),
-        cycle_momentum=False,
+        optimizer, max_lr=experiment["learning_rate"], total_steps=steps, cycle_momentum=False
     )
+    return model, optimizer, scheduler
+
+
+def run_training(name, seed, train_set, test_set, folder):
+    """Train one experiment with one seed for EPOCHS epochs.
+
+    Writes <name>-seed<seed>.csv into the folder, a line as soon as an epoch is finished,
+    and at the end the trained weights as <name>-seed<seed>.pt.
+    """
+    train_set.to(DEVICE)
+    test_set.to(DEVICE)
+    train_loader = batches(train_set, RandomSampler(train_set), BATCH_SIZE)
+    # No gradients to keep, so larger batches fit, and are faster.
+    test_loader = batches(test_set, SequentialSampler(test_set), 1000)
+    # Decides the initial weights, the order of the images and what dropout sets to zero.
+    torch.manual_seed(seed)
+    model, optimizer, scheduler = build(name, EPOCHS * len(train_loader))
 
     path = Path(folder) / f"{name}-seed{seed}"
     with open(f"{path}.csv", "x", buffering=1) as file:
@@ -183,7 +188,7 @@ def run_in_process(parents_constants, name, seed, train_set, test_set, folder):
 
 def seconds_per_step(name, train_set):
     """Return roughly how long the model of an experiment takes to learn from one batch."""
-    model = EXPERIMENTS[name]["model"](**EXPERIMENTS[name]["options"])
+    model, _, _ = build(name, steps=5)
     images, labels = train_set[:BATCH_SIZE]
     seconds = []
     for _ in range(5):
@@ -242,8 +247,7 @@ def write_summary(folder, data):
         )
     ]
     for name, seeds in plot.read_run(folder).items():
-        experiment = EXPERIMENTS[name]
-        model = experiment["model"](**experiment["options"])
+        model, _, _ = build(name, steps=1)
         last = {column: [stats[column][-1] for stats in seeds.values()] for column in plot.COLUMNS}
         table.append(
             (

@@ -1,4 +1,5 @@
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,12 @@ def train_set():
 def test_set():
     """The 1,000 test images of the shipped sample."""
     return dataset.MNIST(dataset.SAMPLE_DIR / "test.tar")
+
+
+def idx(tensor):
+    """A tensor as a uint8 IDX file, the form in which MNIST is served."""
+    header = struct.pack(f">HBB{tensor.dim()}I", 0, 8, tensor.dim(), *tensor.shape)
+    return header + tensor.to(torch.uint8).numpy().tobytes()
 
 
 def copy_project(folder, **constants):

@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import io
 import socket
-import struct
 import tarfile
 import threading
 
@@ -17,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from torchvision.transforms.functional import normalize, to_tensor
 
 import dataset
+from conftest import idx
 from dataset import MNIST
 
 
@@ -183,21 +183,15 @@ def test_bad_tars_are_errors_that_name_the_tar(tmp_path):
         assert str(tmp_path / name) in str(error.value)
 
 
-def idx(tensor):
-    """A uint8 tensor as a gzipped IDX file, the form in which MNIST is served."""
-    header = struct.pack(f">HBB{tensor.dim()}I", 0, 8, tensor.dim(), *tensor.shape)
-    return gzip.compress(header + bytes(tensor.flatten().to(torch.uint8)))
-
-
 @pytest.fixture
 def mirror(tmp_path, monkeypatch, train_set, test_set):
     """The folder of a server on loopback, which torchvision takes for the only one of
     MNIST: 30 training and 20 test images."""
     files = {
-        "train-images-idx3-ubyte.gz": idx(train_set.images[:30]),
-        "train-labels-idx1-ubyte.gz": idx(train_set.labels[:30]),
-        "t10k-images-idx3-ubyte.gz": idx(test_set.images[:20]),
-        "t10k-labels-idx1-ubyte.gz": idx(test_set.labels[:20]),
+        "train-images-idx3-ubyte.gz": gzip.compress(idx(train_set.images[:30])),
+        "train-labels-idx1-ubyte.gz": gzip.compress(idx(train_set.labels[:30])),
+        "t10k-images-idx3-ubyte.gz": gzip.compress(idx(test_set.images[:20])),
+        "t10k-labels-idx1-ubyte.gz": gzip.compress(idx(test_set.labels[:20])),
     }
     folder = tmp_path / "mirror"
     folder.mkdir()

@@ -1,0 +1,235 @@
+"""What the scripts cost, measured side by side with other ways to do the same.
+
+    python tests/benchmark.py
+
+Takes half an hour on data/train.tar and data/test.tar, five minutes on the sample, which
+it uses if these are not there. Each figure is the median of several runs, the two sides taking turns.
+"""
+
+import copy
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, RandomSampler
+from torchvision import transforms
+
+from conftest import PROJECT, copy_project, idx
+
+import dataset
+import main
+
+RUNS = 3  # of each side
+EPOCHS = 5  # of the whole programs
+
+# What a program pays before it does anything of its own.
+IMPORTS = "import torch, torchvision, matplotlib.figure"
+
+
+def seconds(function, *arguments):
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def side_by_side(ours, theirs, runs=RUNS):
+    """Return the median times of two functions that take turns, and of their ratio."""
+    times = [(seconds(ours), seconds(theirs)) for _ in range(runs)]
+    return *(statistics.median(side) for side in zip(*times)), statistics.median(a / b for a, b in times)
+
+
+def run_python(arguments, folder):
+    """Run python in a folder. Return what it printed and the peak memory, in MB, of its process
+    or, if that is more, of one that it has started."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen([sys.executable, *arguments], cwd=folder, stdout=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status != 0:
+            sys.exit(f"python {arguments} has failed")
+        output.seek(0)
+        return output.read(), usage.ru_maxrss / 1024
+
+
+def one_pass(loader):
+    """Go through all batches of a loader."""
+    for _ in loader:
+        pass
+
+
+def write_idx(folder, train_set, test_set):
+    """Write the images as torchvision.datasets.MNIST reads them."""
+    raw = Path(folder) / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, images in (("train", train_set), ("t10k", test_set)):
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(images.images))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(images.labels))
+
+
+def torchvision_loader(folder, train, batch_size):
+    """The usual loader: one image after the other becomes a tensor and is normalized."""
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    images = torchvision.datasets.MNIST(folder, train=train, transform=transform)
+    return DataLoader(images, batch_size=batch_size, shuffle=train)
+
+
+def compare_loaders(folder, train_set):
+    ours = main.batches(train_set, RandomSampler(train_set), main.BATCH_SIZE)
+    theirs = torchvision_loader(folder, True, main.BATCH_SIZE)
+    return side_by_side(lambda: one_pass(ours), lambda: one_pass(theirs))
+
+
+def compare_steps(train_set):
+    # many short epochs: the difference is smaller than what the machine's speed drifts by in a long one
+    runs = 41
+    images = copy.copy(train_set)
+    images.images, images.labels = images.images[:4000], images.labels[:4000]
+    loader = main.batches(images, RandomSampler(images), main.BATCH_SIZE)
+    cut_batches = list(loader)
+
+    def bare_epoch(model, optimizer, scheduler):
+        model.train()
+        for images, labels in cut_batches:
+            loss = cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+
+    model, optimizer, scheduler = main.build("LeNet5", runs * len(loader))
+    bare = main.build("LeNet5", runs * len(loader))
+    return side_by_side(lambda: main.train(model, loader, optimizer, scheduler), lambda: bare_epoch(*bare), runs)
+
+
+def compare_parsing(tar_path, train_set):
+    def bare():
+        images = np.empty(train_set.images.shape, dtype=np.uint8)
+        with tarfile.open(tar_path) as tar:
+            files = (tar.extractfile(member).read() for member in tar if member.isfile())
+            for index, file in enumerate(files):
+                images[index] = np.asarray(Image.open(io.BytesIO(file)))
+
+    return side_by_side(lambda: dataset.MNIST(tar_path), bare)
+
+
+def train_like_the_example(folder, epochs):
+    """Train the three models one after the other in the manner of pytorch/examples'
+    mnist/main.py: transforms per image, PyTorch's default number of threads."""
+    for name, experiment in main.EXPERIMENTS.items():
+        model = experiment["model"](**experiment["options"])
+        train_loader = torchvision_loader(folder, True, main.BATCH_SIZE)
+        test_loader = torchvision_loader(folder, False, 1000)
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=experiment["learning_rate"],
+            momentum=main.MOMENTUM,
+            weight_decay=experiment["weight_decay"],
+        )
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, experiment["learning_rate"], total_steps=epochs * len(train_loader), cycle_momentum=False
+        )
+        for epoch in range(1, epochs + 1):
+            model.train()
+            for images, labels in train_loader:
+                optimizer.zero_grad()
+                loss = cross_entropy(model(images), labels)
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+            model.eval()
+            test_loss = correct = 0
+            with torch.no_grad():
+                for images, labels in test_loader:
+                    logits = model(images)
+                    test_loss += cross_entropy(logits, labels, reduction="sum").item()
+                    correct += (logits.argmax(dim=1) == labels).sum().item()
+            print(name, epoch, test_loss / len(test_loader.dataset), correct / len(test_loader.dataset))
+
+
+def run_main(folder, workers, epochs=EPOCHS):
+    """Run a copy of the project on the tars in `folder`. Return what `run_python` returns."""
+    with tempfile.TemporaryDirectory() as project:
+        copy_project(Path(project), EPOCHS=epochs, WORKERS=workers, DATA_DIR=str(folder))
+        return run_python(["main.py"], project)
+
+
+def compare_workers(folder):
+    return side_by_side(lambda: run_main(folder, workers=2), lambda: run_main(folder, workers=1))
+
+
+def compare_with_the_example(folder, idx_folder):
+    code = f"import benchmark; benchmark.train_like_the_example({str(idx_folder)!r}, {EPOCHS})"
+    return side_by_side(lambda: run_main(folder, workers=None), lambda: run_python(["-c", code], PROJECT / "tests"))
+
+
+def memory(folder, workers):
+    """Return the peak memory of main.py, or of the largest of its processes, beyond that of a
+    process that only imports the same libraries."""
+    peaks = [run_main(folder, workers, epochs=1)[1] - run_python(["-c", IMPORTS], folder)[1] for _ in range(RUNS)]
+    return statistics.median(peaks)
+
+
+def loading(folder, images, labels):
+    """Return the seconds and the memory that loading these images takes in a new process."""
+    tar_path = Path(folder) / f"{len(images)}.tar"
+    dataset.write_tar(tar_path, images, labels)
+    code = "import time, dataset; start = time.perf_counter(); images = {}; print(time.perf_counter() - start)"
+    runs = []
+    for _ in range(RUNS):
+        output, peak = run_python(["-c", code.format(f"dataset.MNIST({str(tar_path)!r})")], PROJECT)
+        _, nothing = run_python(["-c", code.format("None")], PROJECT)
+        runs.append((float(output), peak - nothing))
+    return [statistics.median(side) for side in zip(*runs)]
+
+
+def print_row(number, what, ours, theirs, ratio, target):
+    print(f"| {number} | {what} | {ours} | {theirs} | {ratio} | {target} |", flush=True)
+
+
+def measure():
+    """Print the table."""
+    torch.set_num_threads(1)  # as main.py does
+    folder = PROJECT / "data"
+    if not (folder / "train.tar").exists():
+        folder = dataset.SAMPLE_DIR
+    train_set, test_set = dataset.MNIST(folder / "train.tar"), dataset.MNIST(folder / "test.tar")
+    print(f"{len(train_set):,} training images, {main.available_cores()} cores, torch {torch.__version__}\n")
+    print_row("", "measured", "ours", "other", "ratio", "target")
+    print_row(*["---"] * 6)
+    with tempfile.TemporaryDirectory() as idx_folder:
+        write_idx(idx_folder, train_set, test_set)
+        for number, (what, target, times) in enumerate(
+            (
+                ("one pass through the loader / torchvision's", "<= 0.05", lambda: compare_loaders(idx_folder, train_set)),
+                ("one epoch of train(), 4,000 images / bare loop over cut batches", "<= 1.05", lambda: compare_steps(train_set)),
+                ("MNIST(train.tar) / tarfile and Pillow", "<= 1.3", lambda: compare_parsing(folder / "train.tar", train_set)),
+                (f"main.py, {EPOCHS} epochs, WORKERS = 2 / 1", "<= 0.65", lambda: compare_workers(folder)),
+                (f"main.py, {EPOCHS} epochs / pytorch/examples", "<= 0.33", lambda: compare_with_the_example(folder, idx_folder)),
+            ),
+            start=1,
+        ):
+            ours, theirs, ratio = times()
+            print_row(number, what, f"{ours:.2f} s", f"{theirs:.2f} s", f"{ratio:.3f}", target)
+        for workers in (1, 2):
+            print_row(6, f"peak memory, WORKERS = {workers}", f"{memory(folder, workers):.0f} MB", "", "", "<= 150 MB")
+        tenth = len(train_set) // 10
+        few = loading(idx_folder, train_set.images[:tenth], train_set.labels[:tenth])
+        all_ = loading(idx_folder, train_set.images, train_set.labels)
+        for what, unit, ten, one in zip(("time", "memory"), ("s", "MB"), all_, few):
+            what = f"loading {what}, {len(train_set):,} / {tenth:,} images"
+            print_row(6, what, f"{ten:.2f} {unit}", f"{one:.2f} {unit}", f"{ten / one:.1f}", "10")
+
+
+if __name__ == "__main__":
+    measure()
