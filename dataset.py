@@ -10,9 +10,11 @@ import io
 import os
 import re
 import socket
+import struct
 import sys
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -23,6 +25,9 @@ from torch.utils.data import Dataset
 # Mean and standard deviation of all pixels of MNIST's training images, scaled to [0, 1].
 MEAN = 0.1307
 STD = 0.3081
+
+# Bytes; a 28 x 28 image needs a few hundred, with colours and metadata a few thousand.
+MAX_FILE_SIZE = 10**6
 
 SAMPLE_DIR = Path(__file__).parent / "data" / "sample"
 
@@ -81,43 +86,99 @@ def read_tar(tar_path):
     try:
         with tarfile.open(tar_path) as tar:
             for member in tar:
-                folder, _, name = member.name.rpartition("/")
+                where = f"{tar_path}: {member.name!r}"  # quoted, for it may hold anything
+                if member.size < 0:  # would send tarfile back to a member that it has read
+                    raise BadData(f"{where}: the tar is damaged")
+                *folders, name = member.name.split("/")
                 # macOS adds files of its own to the tars that it makes.
-                if member.isdir() or name.startswith("._") or name == ".DS_Store" or "__MACOSX" in folder:
+                if member.isdir() or "__MACOSX" in folders or name.startswith("._") or name == ".DS_Store":
                     continue
-                where = f"{tar_path}: {member.name}"
                 match = re.fullmatch(r"([0-9]+)_([0-9])\.png", name)
                 if not member.isfile() or not match:
-                    raise ValueError(f"{where} is not an image named {{number}}_{{label}}.png with a label from 0 to 9")
-                number, label = int(match[1]), int(match[2])
+                    raise BadData(f"{where} is not an image named {{number}}_{{label}}.png with a label from 0 to 9")
+                number = match[1].lstrip("0")
                 if number in labels_by_number:
-                    raise ValueError(f"{where}: there is another image with the number {number}")
-                labels_by_number[number] = label
+                    raise BadData(f"{where}: there is another image with the number {match[1]}")
+                if member.size > MAX_FILE_SIZE:
+                    raise BadData(f"{where} has {member.size:,} bytes, too many for a 28 x 28 image")
+                labels_by_number[number] = int(match[2])
                 pixels += decode(tar.extractfile(member).read(), where)
+            check_end(tar, tar_path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{tar_path}: no such file") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{tar_path} can't be read as a tar: {error}") from error
+    except BadData:
+        raise
+    except Exception as error:  # tarfile and the decompressors raise many kinds
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise ValueError(f"{tar_path} can't be read as a tar: {reason}") from error
     if not labels_by_number:
         raise ValueError(f"{tar_path} contains no image")
 
     numbers = list(labels_by_number)
-    by_number = sorted(range(len(numbers)), key=numbers.__getitem__)
+    # by length, then by digits: the order of the numbers, however long they are
+    by_number = sorted(range(len(numbers)), key=lambda index: (len(numbers[index]), numbers[index]))
     images = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, 28, 28)
     labels = torch.tensor(list(labels_by_number.values()))
     return images[by_number], labels[by_number]
 
 
+class BadData(ValueError):
+    """A ValueError whose message already names tar and member."""
+
+
+def check_end(tar, tar_path):
+    """Raise BadData unless nothing but zeros follows the members of a tar that was read to its
+    end, at least a block of them: tarfile takes a cut or damaged header for the end."""
+    tar.fileobj.seek(tar.offset)
+    rest = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise BadData(f"{tar_path} is cut off: get the complete file")
+    while rest:
+        if rest.strip(b"\0"):
+            raise BadData(f"{tar_path} is damaged at byte {tar.offset:,}: get an intact file")
+        rest = tar.fileobj.read(2**20)
+
+
 def decode(png, where):
-    """Return the 784 bytes of a 28 x 28 grey PNG. Raises ValueError, beginning with
-    `where`, if it isn't one."""
+    """Return the 784 bytes of a 28 x 28 grey PNG. Raises BadData, beginning with `where`, if
+    it isn't one.
+
+    Grey with less than 8 bits and colour images that hold nothing but opaque grey are read,
+    too, for they leave nothing to guess. 16 bits would have to be rounded.
+    """
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 33:
+        raise BadData(f"{where} is not a PNG")
+    # Looked up here, not asked of Pillow, which has limits of its own for huge images.
+    width, height, bits = struct.unpack(">IIB", png[16:25])
+    if (width, height) != (28, 28):
+        raise BadData(f"{where} is {width} x {height}, not 28 x 28 pixels")
+    if bits == 16:
+        raise BadData(f"{where} has 16 bits per channel: save it with 8")
     try:
+        check_sums(png)
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            if image.mode != "L" or image.size != (28, 28):
-                raise ValueError(f"{where} is {image.width} x {image.height}, mode {image.mode}, not 28 x 28, 8-bit grey")
+            if image.mode != "L" or "transparency" in image.info:
+                red, green, blue, alpha = (band.tobytes() for band in image.convert("RGBA").split())
+                if not (red == green == blue and alpha == bytes([255]) * 784):
+                    raise BadData(f"{where} has colours or transparency: save it as grey")
+                return red
             return image.tobytes()
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{where} can't be read as a PNG: {error}") from error
+    except BadData:
+        raise
+    except Exception as error:  # Pillow raises many kinds
+        raise BadData(f"{where} is damaged: {error}") from error
+
+
+def check_sums(png):
+    """Raise an error unless all chunks of a PNG are complete and have the right checksum, which
+    Pillow doesn't look at for the pixels."""
+    position, kind = 8, None
+    while kind != b"IEND":
+        (length,) = struct.unpack_from(">I", png, position)
+        kind, end = png[position + 4 : position + 8], position + 8 + length
+        if struct.unpack_from(">I", png, end) != (zlib.crc32(png[position + 4 : end]),):
+            raise ValueError(f"wrong checksum of its chunk {kind}")
+        position = end + 4
 
 
 def find_data(data_dir):
@@ -142,6 +203,30 @@ def find_data(data_dir):
             warn_of_sample(data_dir, error)
             return SAMPLE_DIR
     return data_dir
+
+
+def check_sets(train_set, test_set):
+    """Return warnings, a text each, about training and test images that don't fit together.
+
+    Raises ValueError if most images of one set are in the other as well: whoever is tested
+    on what they have learned by heart, proves nothing. Also if there is only one training
+    image, of which no batch can be made.
+    """
+    if len(train_set) == 1:
+        raise ValueError("train.tar contains a single image: there must be at least two")
+    train_images, test_images = ([image.tobytes() for image in part.images.numpy()] for part in (train_set, test_set))
+    in_both = set(train_images) & set(test_images)
+    warnings = []
+    if in_both:
+        shares = [sum(image in in_both for image in images) / len(images) for images in (train_images, test_images)]
+        text = f"{len(in_both):,} images are in train.tar as well as in test.tar"
+        if max(shares) > 0.5:
+            raise ValueError(f"{text}, {max(shares):.0%} of one of them: test images must be new to the model")
+        warnings.append(text)
+    missing = sorted(set(range(10)) - set(train_set.labels.tolist()))
+    if missing:
+        warnings.append(f"train.tar has no image of {', '.join(map(str, missing))}, so no model can learn it")
+    return warnings
 
 
 def download(data_dir, timeout=10):

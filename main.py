@@ -5,12 +5,17 @@
 Change the constants below and run it again: every run has a folder of its own in results/.
 """
 
+import io
 import json
+import math
 import multiprocessing.connection
 import os
 import platform
+import re
+import signal
 import statistics
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -83,9 +88,15 @@ def loss_and_accuracy(answers):
     return cross_entropy(logits, labels).item(), correct / len(labels)
 
 
-def batches(image_set, sampler, batch_size):
+def batches(image_set, sampler, batch_size, drop_last=False):
     """Return a loader that asks the Dataset for a whole batch of indices at once."""
-    return DataLoader(image_set, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last=False))
+    return DataLoader(image_set, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last))
+
+
+def leaves_single_image(train_set):
+    """Tell whether the last batch of an epoch would be a single image, which batch norm can't
+    normalize by itself."""
+    return len(train_set) % BATCH_SIZE == 1 < BATCH_SIZE
 
 
 def build(name, steps):
@@ -114,10 +125,13 @@ def run_training(name, seed, train_set, test_set, folder):
 
     Writes <name>-seed<seed>.csv into the folder, a line as soon as an epoch is finished,
     and at the end the trained weights as <name>-seed<seed>.pt.
+
+    Raises FloatingPointError if the loss is no longer a finite number, and OSError if a file
+    can't be written.
     """
     train_set.to(DEVICE)
     test_set.to(DEVICE)
-    train_loader = batches(train_set, RandomSampler(train_set), BATCH_SIZE)
+    train_loader = batches(train_set, RandomSampler(train_set), BATCH_SIZE, drop_last=leaves_single_image(train_set))
     # No gradients to keep, so larger batches fit, and are faster.
     test_loader = batches(test_set, SequentialSampler(test_set), 1000)
     # Decides the initial weights, the order of the images and what dropout sets to zero.
@@ -132,6 +146,9 @@ def run_training(name, seed, train_set, test_set, folder):
             train_loss, train_accuracy = train(model, train_loader, optimizer, scheduler)
             val_loss, val_accuracy = test(model, test_loader)
             seconds = time.perf_counter() - start
+            if not math.isfinite(train_loss + val_loss):
+                rate = EXPERIMENTS[name]["learning_rate"]
+                raise FloatingPointError(f"the loss exploded in epoch {epoch}: try a learning_rate below {rate}")
             file.write(
                 f"{epoch},{train_loss:.6g},{train_accuracy:.6g},{val_loss:.6g},{val_accuracy:.6g},{seconds:.2f}\n"
             )
@@ -142,48 +159,85 @@ def run_training(name, seed, train_set, test_set, folder):
                 end="",  # the line in one piece, so that those of several processes don't mix
                 flush=True,
             )
-    torch.save(model.state_dict(), f"{path}.pt")
+    weights = io.BytesIO()
+    torch.save(model.state_dict(), weights)
+    write_whole(f"{path}.pt", weights.getvalue())
 
 
 def run_trainings(trainings, workers, train_set, test_set, folder):
-    """Run all trainings, (name, seed) each, and return those whose process has died.
+    """Run all trainings, (name, seed) each, and return those that failed.
 
     With one worker they run here, one after the other; with more, each in a process of its
     own, at most `workers` at a time, the longest first, so that no long one is left for the
     end. The images are shared with the processes, not copied, and nothing has to come back:
-    each training writes its own files.
+    each training writes its own files. One that fails or dies takes no other with it.
     """
     if workers == 1:
-        for name, seed in trainings:
-            run_training(name, seed, train_set, test_set, folder)
-        return []
+        return [training for training in trainings if not attempt(*training, train_set, test_set, folder)]
 
     seconds = {name: seconds_per_step(name, train_set) for name in EXPERIMENTS}
     waiting = sorted(trainings, key=lambda training: -seconds[training[0]])
-    running, died = {}, []
-    while waiting or running:
-        while waiting and len(running) < workers:
-            training = waiting.pop(0)
-            # A fresh interpreter ("spawn"): a fork of one that has used torch may hang.
-            process = torch.multiprocessing.get_context("spawn").Process(
-                target=run_in_process, args=(constants(), *training, train_set, test_set, folder), daemon=True
-            )
-            process.start()
-            running[process.sentinel] = process, training
-        for sentinel in multiprocessing.connection.wait(running):
-            process, training = running.pop(sentinel)
+    running, failed = {}, []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                training = waiting.pop(0)
+                process = start_process(*training, train_set, test_set, folder)
+                running[process.sentinel] = process, training
+            for sentinel in multiprocessing.connection.wait(running):
+                process, training = running.pop(sentinel)
+                process.join()
+                if process.exitcode != 0:
+                    failed.append(training)
+                if process.exitcode not in (0, 1):  # after 1 it has said itself why
+                    name, seed = training
+                    print(f"error: {name}, seed {seed}: its process has died (exit code {process.exitcode})", file=sys.stderr)
+    finally:
+        for process in multiprocessing.active_children():
+            process.kill()
             process.join()
-            if process.exitcode != 0:
-                died.append(training)
-    return died
+    return failed
 
 
-def run_in_process(parents_constants, name, seed, train_set, test_set, folder):
+def start_process(*training):
+    """Start a process that runs a training, and return it."""
+    # A fresh interpreter ("spawn"): a fork of one that has used torch may hang.
+    process = torch.multiprocessing.get_context("spawn").Process(
+        target=run_in_process, args=(constants(), *training), daemon=True
+    )
+    # Ctrl-C reaches all processes of a terminal, but only this one shall act on it. A new
+    # process goes on ignoring what is ignored where it is started.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return process
+
+
+def run_in_process(parents_constants, *training):
     """Run one training in a process that has just imported this module anew: first take over
     the constants of the parent, which may differ from those above."""
     globals().update(parents_constants)
     torch.set_num_threads(1)
-    run_training(name, seed, train_set, test_set, folder)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    sys.exit(0 if attempt(*training) else 1)
+
+
+def end_with_parent():
+    """End this process as soon as its parent has ended, even if that was killed."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def attempt(name, seed, *arguments):
+    """Run a training. Return whether it was finished; say why if it was not."""
+    try:
+        run_training(name, seed, *arguments)
+    except (FloatingPointError, OSError) as error:
+        print(f"error: {name}, seed {seed}: {error}\n", end="", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def seconds_per_step(name, train_set):
@@ -209,6 +263,84 @@ def constants():
     return {name: value for name, value in globals().items() if name.isupper()}
 
 
+def check_constants():
+    """Raise ValueError, naming the constant, its value and what is allowed, for the first of
+    the constants that can't be used."""
+    checks = [
+        ("EPOCHS", EPOCHS, is_whole(EPOCHS, 1), "a whole number from 1"),
+        ("BATCH_SIZE", BATCH_SIZE, is_whole(BATCH_SIZE, 1), "a whole number from 1"),
+        ("MOMENTUM", MOMENTUM, is_number(MOMENTUM) and 0 <= MOMENTUM < 1, "a number from 0 to below 1"),
+        ("SEEDS", SEEDS, are_seeds(SEEDS), "different whole numbers from 0 in brackets, such as (0,) or (0, 1, 2)"),
+        ("WORKERS", WORKERS, WORKERS is None or is_whole(WORKERS, 1), "None or a whole number from 1"),
+        ("DEVICE", DEVICE, is_device(DEVICE), '"cpu" or an accelerator of this machine, such as "cuda" or "mps"'),
+        ("DATA_DIR", DATA_DIR, isinstance(DATA_DIR, (str, Path)), "the path of a folder in quotes"),
+        ("RESULTS_DIR", RESULTS_DIR, isinstance(RESULTS_DIR, (str, Path)), "the path of a folder in quotes"),
+        ("EXPERIMENTS", EXPERIMENTS, isinstance(EXPERIMENTS, dict) and EXPERIMENTS, "a table of at least one line"),
+    ]
+    for constant, value, allowed, rule in checks:
+        if not allowed:
+            raise ValueError(f"{constant} = {value!r} in main.py must be {rule}")
+    file_names = set()
+    for name, row in EXPERIMENTS.items():
+        check_experiment(name, row)
+        if name.casefold() in file_names:
+            raise ValueError(f"EXPERIMENTS in main.py: {name!r} leads to the same file name as another experiment")
+        file_names.add(name.casefold())
+
+
+def check_experiment(name, row):
+    """Raise ValueError, naming the experiment and the field, if it can't be trained."""
+    where = f"EXPERIMENTS[{name!r}] in main.py"
+    # what any file system takes, and no name that a file of the run has already
+    if not (isinstance(name, str) and re.fullmatch(r"[^\0-\x1f/\\:*?\"<>|]{1,100}", name)) or name.strip(" .") != name:
+        raise ValueError(f"{where}: the name must be one that a file can have")
+    if name.casefold() == "comparison":
+        raise ValueError(f"{where}: the name must be another one, for there is a plot of that name")
+    fields = ("model", "options", "learning_rate", "weight_decay")
+    if not isinstance(row, dict) or set(row) != set(fields):
+        raise ValueError(f"{where} must be dict({'=..., '.join(fields)}=...), not {row!r}")
+    model, options, learning_rate, weight_decay = (row[field] for field in fields)
+    checks = [
+        ("model", isinstance(model, type) and issubclass(model, torch.nn.Module), "a class of model.py, without brackets"),
+        ("options", isinstance(options, dict), 'what the model takes, such as {"dropout": 0.3}, or {}'),
+        ("learning_rate", is_number(learning_rate) and learning_rate > 0, "a number above 0"),
+        ("weight_decay", is_number(weight_decay) and weight_decay >= 0, "a number from 0"),
+    ]
+    for field, allowed, rule in checks:
+        if not allowed:
+            raise ValueError(f"{where}: {field} = {row[field]!r} must be {rule}")
+    try:
+        layers = model(**options).modules()
+    except Exception as error:  # whatever the model objects to
+        raise ValueError(f"{where}: options = {options!r} don't fit {model.__name__}: {error}") from error
+    if BATCH_SIZE == 1 and any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in layers):
+        raise ValueError(f"BATCH_SIZE = 1 in main.py must be at least 2 for {name!r}: batch norm can't normalize one image")
+
+
+def is_whole(value, least):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def are_seeds(values):
+    """Tell whether there is at least one seed, none twice, and torch takes them all."""
+    if not isinstance(values, (tuple, list, range)) or not all(is_whole(seed, 0) and seed < 2**63 for seed in values):
+        return False
+    return 0 < len(values) == len(set(values))
+
+
+def is_device(name):
+    """Tell whether tensors can be made on a device."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        return False
+    return name is not None
+
+
 def new_folder():
     """Make and return a new folder in RESULTS_DIR, named after the date and time."""
     while True:
@@ -230,42 +362,45 @@ def write_settings(folder, data):
     }
     settings = {**constants(), "data": data, "versions": versions}
     text = json.dumps(settings, indent=2, default=lambda model: model.__name__)
-    (folder / "settings.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "settings.json", f"{text}\n".encode())
 
 
-def write_summary(folder, data):
-    """Write the figures of the last epoch as a table into summary.md. Return its text."""
-    table = [
-        (
-            "experiment",
-            "parameters",
-            "training loss",
-            "training accuracy",
-            "validation loss",
-            "validation accuracy",
-            "seconds",
-        )
-    ]
-    for name, seeds in plot.read_run(folder).items():
+def write_whole(path, content):
+    """Write a file so that it is there whole or not at all."""
+    unfinished = f"{path}.part"
+    Path(unfinished).write_bytes(content)
+    os.replace(unfinished, path)
+
+
+def write_summary(folder, data, trainings):
+    """Write the figures of the last epochs as a table into summary.md. Return its text."""
+    figures = {
+        "training loss": ("train_loss", ".4f"),
+        "training accuracy": ("train_accuracy", ".2%"),
+        "validation loss": ("val_loss", ".4f"),
+        "validation accuracy": ("val_accuracy", ".2%"),
+    }
+    table = [["experiment", "parameters", *figures, "seconds"]]
+    run = plot.read_run(folder)
+    for name, seeds in run.items():
         model, _, _ = build(name, steps=1)
-        last = {column: [stats[column][-1] for stats in seeds.values()] for column in plot.COLUMNS}
-        table.append(
-            (
-                name,
-                f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-                mean_and_deviation(last["train_loss"], ".4f"),
-                mean_and_deviation(last["train_accuracy"], ".2%"),
-                mean_and_deviation(last["val_loss"], ".4f"),
-                mean_and_deviation(last["val_accuracy"], ".2%"),
-                mean_and_deviation([stats["seconds"].sum() for stats in seeds.values()], ".0f"),
-            )
-        )
+        row = [name, f"{sum(parameter.numel() for parameter in model.parameters()):,}"]
+        for column, form in figures.values():
+            row.append(mean_and_deviation([stats[column][-1] for stats in seeds.values()], form))
+        row.append(mean_and_deviation([stats["seconds"].sum() for stats in seeds.values()], ".0f"))
+        table.append(row)
     widths = [max(map(len, column)) for column in zip(*table)]
     table.insert(1, ["-" * width for width in widths])
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
+
     seeds = "1 seed" if len(SEEDS) == 1 else f"mean ± standard deviation of {len(SEEDS)} seeds"
-    text = "\n".join([f"{data['description']}, epoch {EPOCHS} of {EPOCHS}, {seeds}", "", *lines, ""])
-    (folder / "summary.md").write_text(text, encoding="utf-8")
+    lines = [f"{data['description']}, last of {EPOCHS} epochs, {seeds}", ""]
+    lines += ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
+    for name, seed in trainings:
+        epochs = len(run.get(name, {}).get(seed, {}).get("epoch", ()))
+        if epochs < EPOCHS:
+            lines.append(f"\nNot finished: {name}, seed {seed}, {epochs} of {EPOCHS} epochs")
+    text = "\n".join(lines) + "\n"
+    write_whole(folder / "summary.md", text.encode())
     return text
 
 
@@ -276,43 +411,74 @@ def mean_and_deviation(values, form):
 
 
 def main():
-    """Train every experiment with every seed, write and plot the results. Return the exit code."""
+    """Train every experiment with every seed, write and plot the results. Return the exit code:
+    0, 1 if a training failed, 2 if nothing could be trained, 128 + signal if interrupted."""
     # These models are so small that threads wait for each other longer than they compute,
     # and the order in which several add up changes the last digits.
     torch.set_num_threads(1)
     try:
+        check_constants()
         data_dir = dataset.find_data(DATA_DIR)
         train_set = dataset.MNIST(data_dir / "train.tar")
         test_set = dataset.MNIST(data_dir / "test.tar")
+        for warning in dataset.check_sets(train_set, test_set):
+            print(f"warning: {warning}", file=sys.stderr)
+        if leaves_single_image(train_set):
+            print(
+                f"warning: BATCH_SIZE = {BATCH_SIZE} leaves over a single one of the training images, which is "
+                "left out, in each epoch another one",
+                file=sys.stderr,
+            )
+        source = "the shipped sample" if data_dir == dataset.SAMPLE_DIR else f"{Path(DATA_DIR)}/"
+        data = {
+            "description": f"{len(train_set):,} training and {len(test_set):,} test images from {source}",
+            "folder": str(data_dir.resolve()),
+            "train_images": len(train_set),
+            "test_images": len(test_set),
+        }
         folder = new_folder()
+        write_settings(folder, data)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever it quotes
         return 2
-    source = "the shipped sample" if data_dir == dataset.SAMPLE_DIR else f"{Path(DATA_DIR)}/"
-    data = {
-        "description": f"{len(train_set):,} training and {len(test_set):,} test images from {source}",
-        "folder": str(data_dir.resolve()),
-        "train_images": len(train_set),
-        "test_images": len(test_set),
-    }
-    write_settings(folder, data)
 
     trainings = [(name, seed) for name in EXPERIMENTS for seed in SEEDS]
-    workers = WORKERS or (available_cores() if DEVICE == "cpu" else 1)
+    workers = min(len(trainings), WORKERS or (available_cores() if DEVICE == "cpu" else 1))
     print(f"{data['description']}, results in {folder}")
     print(
         f"trainings: {len(trainings)} ({len(EXPERIMENTS)} experiments x {len(SEEDS)} seeds), "
         f"up to {workers} at a time, epochs each: {EPOCHS}",
         flush=True,
     )
-    died = run_trainings(trainings, workers, train_set, test_set, folder)
-    for name, seed in died:
-        print(f"error: the process of {name}, seed {seed}, has died", file=sys.stderr)
+    try:
+        exit_code = 1 if run_trainings(trainings, workers, train_set, test_set, folder) else 0
+    except KeyboardInterrupt as interrupt:
+        exit_code = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
-    print(f"\n{write_summary(folder, data)}")
-    print(*plot.save_plots(folder), sep="\n")
-    return 1 if died else 0
+    # From here on everything comes from the files, whether all trainings were finished or not.
+    try:
+        print(f"\n{write_summary(folder, data, trainings)}")
+        print(*plot.save_plots(folder), sep="\n")
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        exit_code = exit_code or 1
+    if exit_code > 128:
+        print(f"interrupted; what was finished is in {folder}", file=sys.stderr)
+    return exit_code
+
+
+def interrupt(number, frame):
+    """Handle the first Ctrl-C or SIGTERM. Further ones must not disturb what it sets going."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt as interruption:
+        print("interrupted before any training", file=sys.stderr)
+        sys.exit(128 + interruption.args[0])

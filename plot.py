@@ -41,8 +41,9 @@ def read_run(folder):
     run = {name: {} for name in order}
     for path in sorted(folder.glob("*-seed*.csv")):
         name, seed = re.fullmatch(r"(.+)-seed(\d+)", path.stem).groups()
-        with open(path, newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
+        text = path.read_text(encoding="utf-8", errors="replace")
+        # A run that was killed may have left half a line at the end.
+        header, *rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
         if tuple(header) != COLUMNS:
             raise ValueError(f"{path}: the first line must be {','.join(COLUMNS)}")
         try:
@@ -61,7 +62,10 @@ def read_run(folder):
 def read_settings(folder):
     """Return the settings.json of a run as a dict, empty if there is none."""
     path = Path(folder) / "settings.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def plot_experiment(folder, name):

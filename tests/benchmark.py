@@ -31,7 +31,7 @@ import dataset
 import main
 
 RUNS = 3  # of each side
-EPOCHS = 5  # of the whole programs
+EPOCHS = 2  # of the programs that are compared with pytorch/examples
 
 # What a program pays before it does anything of its own.
 IMPORTS = "import torch, torchvision, matplotlib.figure"
@@ -157,7 +157,7 @@ def train_like_the_example(folder, epochs):
             print(name, epoch, test_loss / len(test_loader.dataset), correct / len(test_loader.dataset))
 
 
-def run_main(folder, workers, epochs=EPOCHS):
+def run_main(folder, workers, epochs):
     """Run a copy of the project on the tars in `folder`. Return what `run_python` returns."""
     with tempfile.TemporaryDirectory() as project:
         copy_project(Path(project), EPOCHS=epochs, WORKERS=workers, DATA_DIR=str(folder))
@@ -165,12 +165,12 @@ def run_main(folder, workers, epochs=EPOCHS):
 
 
 def compare_workers(folder):
-    return side_by_side(lambda: run_main(folder, workers=2), lambda: run_main(folder, workers=1))
+    return side_by_side(lambda: run_main(folder, 2, main.EPOCHS), lambda: run_main(folder, 1, main.EPOCHS))
 
 
 def compare_with_the_example(folder, idx_folder):
     code = f"import benchmark; benchmark.train_like_the_example({str(idx_folder)!r}, {EPOCHS})"
-    return side_by_side(lambda: run_main(folder, workers=None), lambda: run_python(["-c", code], PROJECT / "tests"))
+    return side_by_side(lambda: run_main(folder, None, EPOCHS), lambda: run_python(["-c", code], PROJECT / "tests"))
 
 
 def memory(folder, workers):
@@ -214,7 +214,7 @@ def measure():
                 ("one pass through the loader / torchvision's", "<= 0.05", lambda: compare_loaders(idx_folder, train_set)),
                 ("one epoch of train(), 4,000 images / bare loop over cut batches", "<= 1.05", lambda: compare_steps(train_set)),
                 ("MNIST(train.tar) / tarfile and Pillow", "<= 1.3", lambda: compare_parsing(folder / "train.tar", train_set)),
-                (f"main.py, {EPOCHS} epochs, WORKERS = 2 / 1", "<= 0.65", lambda: compare_workers(folder)),
+                (f"main.py, {main.EPOCHS} epochs, WORKERS = 2 / 1", "<= 0.65", lambda: compare_workers(folder)),
                 (f"main.py, {EPOCHS} epochs / pytorch/examples", "<= 0.33", lambda: compare_with_the_example(folder, idx_folder)),
             ),
             start=1,

@@ -47,14 +47,17 @@ def copy_project(folder, **constants):
     return folder
 
 
+# All ways to the internet closed, and a warning is an error: a user should see none.
+ENVIRONMENT = {
+    "PATH": "",
+    "http_proxy": "http://127.0.0.1:9",
+    "https_proxy": "http://127.0.0.1:9",
+    "PYTHONWARNINGS": "error",
+}
+
+
 def run(folder, *arguments):
-    """Run python in the folder, with all ways to the internet closed."""
-    environment = {
-        "PATH": "",
-        "http_proxy": "http://127.0.0.1:9",
-        "https_proxy": "http://127.0.0.1:9",
-        "PYTHONWARNINGS": "error",
-    }
+    """Run python in the folder, without a network."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=120
+        [sys.executable, *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, encoding="utf-8", timeout=120
     )

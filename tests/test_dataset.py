@@ -1,12 +1,18 @@
 """The tar parsing, the Dataset and where the data comes from."""
 
+import copy
 import gzip
 import hashlib
 import http.server
 import io
+import multiprocessing
+import random
+import re
 import socket
+import struct
 import tarfile
 import threading
+import zlib
 
 import pytest
 import torch
@@ -146,14 +152,54 @@ def test_batch_sampler_gives_every_image_once(test_set):
     assert sums(torch.cat([images for images, _ in batches])) == sums(test_set[:][0])
 
 
+def with_chunk(content, kind, data):
+    """A PNG with one chunk's data replaced, and a checksum that fits it."""
+    start = content.index(kind) - 4
+    (length,) = struct.unpack_from(">I", content, start)
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return content[:start] + chunk + content[start + 12 + length :]
+
+
+def with_flipped_bit(content, position):
+    content = bytearray(content)
+    content[position] ^= 1
+    return bytes(content)
+
+
+def painted(mode, pixel):
+    """A 28 x 28 image of this mode in which one pixel differs from the others."""
+    image = Image.new(mode, (28, 28))
+    image.putpixel((3, 5), pixel)
+    return image
+
+
+IDAT = png().index(b"IDAT")
+
 BAD_MEMBERS = {
+    "flipped bit in the pixels": ("train/00001_5.png", with_flipped_bit(png(), IDAT + 9)),
+    "wrong checksum of the pixels": ("train/00001_5.png", with_flipped_bit(png(), png().index(b"IEND") - 5)),
+    "wrong checksum of the end": ("train/00001_5.png", with_flipped_bit(png(), len(png()) - 1)),
+    "pixels that can't be inflated": ("train/00001_5.png", with_chunk(png(), b"IDAT", b"no zlib stream")),
+    "header of 50,000 x 50,000": (
+        "train/00001_5.png",
+        with_chunk(png(), b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)),
+    ),
+    "header of 10,000 x 10,000": (
+        "train/00001_5.png",
+        with_chunk(png(), b"IHDR", struct.pack(">IIBBBBB", 10_000, 10_000, 8, 0, 0, 0, 0)),
+    ),
+    "too many bytes": ("train/00001_5.png", png() + bytes(dataset.MAX_FILE_SIZE)),
+    "colour in a palette": ("train/00001_5.png", png(painted("RGB", (255, 0, 0)).convert("P"))),
+    "transparent pixel": ("train/00001_5.png", png(painted("LA", (255, 255)))),
+    "transparent grey level": ("train/00001_5.png", png(painted("L", 255), transparency=255)),
+    "16 bits": ("train/00001_5.png", png(Image.new("I;16", (28, 28)))),
     "label of two digits": ("train/00001_12.png", png()),
     "label no digit": ("train/00001_x.png", png()),
     "no number and label": ("train/five.png", png()),
     "no image": ("train/00001_5.txt", b"five"),
     "number of the member before": ("train/00000_5.png", png()),
     "too large": ("train/00001_5.png", png(Image.new("L", (32, 32)))),
-    "colour": ("train/00001_5.png", png(Image.new("RGB", (28, 28)))),
+    "colour": ("train/00001_5.png", png(painted("RGB", (255, 0, 0)))),
     "JPEG": ("train/00001_5.png", png(format="JPEG")),
     "cut off": ("train/00001_5.png", png()[:50]),
     "empty": ("train/00001_5.png", b""),
@@ -168,19 +214,170 @@ def test_bad_members_are_errors_that_name_tar_and_member(tmp_path, name, content
     assert str(path) in str(error.value) and name in str(error.value)
 
 
+@pytest.mark.filterwarnings("error")  # those of Pillow would be a second line for the user
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, b"?"])
+def test_links_and_devices_are_errors(tmp_path, kind):
+    path = make_tar(tmp_path / "links.tar", sample_members(1))
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("train/00001_5.png")
+        link.type, link.linkname = kind, tar.getnames()[0]
+        tar.addfile(link)
+    with pytest.raises(ValueError) as error:
+        MNIST(path)
+    assert str(path) in str(error.value) and "train/00001_5.png" in str(error.value)
+
+
+GREY = {
+    "colour": Image.merge("RGB", [painted("L", 200)] * 3),
+    "opaque alpha": Image.merge("RGBA", [painted("L", 200)] * 3 + [Image.new("L", (28, 28), 255)]),
+    "grey and opaque alpha": Image.merge("LA", [painted("L", 200), Image.new("L", (28, 28), 255)]),
+    "palette": painted("L", 200).convert("P"),
+}
+
+
+@pytest.mark.parametrize("image", GREY.values(), ids=GREY)
+def test_grey_in_another_form_is_read(tmp_path, image):
+    images = MNIST(make_tar(tmp_path / "some.tar", [("0_7.png", png(image))])).images
+    assert bytes(images.flatten()) == painted("L", 200).tobytes()
+
+
+def test_one_bit_is_black_and_white(tmp_path):
+    images = MNIST(make_tar(tmp_path / "some.tar", [("0_7.png", png(painted("1", 1)))])).images
+    assert bytes(images.flatten()) == painted("L", 255).tobytes()
+
+
+def test_names_that_lead_elsewhere_are_just_names(tmp_path, train_set):
+    members = [(f"{folder}{number}_0.png", sample_members(1)[0][1]) for number, folder in enumerate(("/", "../../"))]
+    make_tar(tmp_path / "some.tar", members + [(".DS_Store", b"what macOS adds")])
+    assert len(MNIST(tmp_path / "some.tar")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["some.tar"]
+
+
+def test_numbers_may_be_of_any_length(tmp_path):
+    black = png()
+    MNIST(make_tar(tmp_path / "long.tar", [(f"{'9' * 200}_1.png", black), ("2_1.png", black)], "w"))
+    with pytest.raises(ValueError):
+        MNIST(make_tar(tmp_path / "twice.tar", [("1_1.png", black), ("001_1.png", black)]))
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_tars_cut_off_anywhere_are_errors(tmp_path, mode):
+    path = make_tar(tmp_path / "whole.tar", sample_members(3), mode)
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        second, third = tar.getmembers()[1:]
+    if mode == "w":
+        # inside a header, after it, inside an image, between two members, after the last
+        end = third.offset_data + 512
+        cuts = [second.offset + 100, second.offset_data, second.offset_data + 100, third.offset, end, end + 100]
+    else:
+        cuts = range(1, len(whole) - 1, len(whole) // 20)
+    cut_path = tmp_path / "cut.tar"
+    for cut in cuts:
+        cut_path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError) as error:
+            MNIST(cut_path)
+        assert str(cut_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("what", ["flipped bit in a header", "something behind the end"])
+def test_members_that_tarfile_does_not_see_are_errors(tmp_path, what):
+    path = make_tar(tmp_path / "damaged.tar", sample_members(3))
+    with tarfile.open(path) as tar:
+        second = tar.getmembers()[1]
+    content = path.read_bytes()
+    if what == "flipped bit in a header":
+        path.write_bytes(with_flipped_bit(content, second.offset + 3))
+    else:
+        path.write_bytes(content + content)
+    with pytest.raises(ValueError) as error:
+        MNIST(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_random_damage_gives_a_dataset_or_a_clear_error(tmp_path, mode):
+    whole = make_tar(tmp_path / "whole.tar", [("train/", None), *sample_members(2)], mode).read_bytes()
+    path = tmp_path / "damaged.tar"
+    outcomes = set()
+    for seed in range(2000):
+        generator = random.Random(seed)
+        content = bytearray(whole)
+        for _ in range(generator.randint(1, 4)):
+            start, end = sorted(generator.choices(range(len(content) + 1), k=2))
+            damage = generator.choice(("byte", "byte", "byte", "cut", "duplicate", "end"))
+            if damage == "byte" and start < len(content):
+                content[start] = generator.randrange(256)
+            elif damage == "cut":
+                del content[start : min(end, start + 1024)]
+            elif damage == "duplicate":
+                content[start:start] = content[start : min(end, start + 1024)]
+            elif damage == "end":
+                del content[end:]
+        path.write_bytes(content)
+        try:
+            MNIST(path)[:]
+            outcomes.add("data set")
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            outcomes.add("error")
+    assert "error" in outcomes and (outcomes == {"data set", "error"} or mode == "w:gz")
+
+
+def test_negative_sizes_do_not_send_tarfile_in_circles(tmp_path):
+    path = make_tar(tmp_path / "damaged.tar", sample_members(1))
+    header = bytearray(path.read_bytes()[:512])
+    header[124:136] = (-1024 & (256**12 - 1)).to_bytes(12, "big")
+    header[156:157] = b"?"  # a kind of member for which tarfile believes any size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(path.read_bytes()[:1024] + header + bytes(1024))
+    with pytest.raises(ValueError):
+        MNIST(path)
+
+
+def part_of(image_set, indices):
+    """A data set of some images of another one."""
+    part = copy.copy(image_set)
+    part.images, part.labels = image_set.images[indices], image_set.labels[indices]
+    return part
+
+
+def test_training_and_test_images_must_differ(train_set, test_set):
+    assert dataset.check_sets(train_set, test_set) == []
+    for train, test in ((test_set, test_set), (part_of(train_set, [0]), test_set)):
+        with pytest.raises(ValueError):
+            dataset.check_sets(train, test)
+    # all training images are test images, too, though few of these are training images
+    with pytest.raises(ValueError):
+        dataset.check_sets(part_of(test_set, slice(100)), test_set)
+    mixed = copy.copy(test_set)
+    mixed.images = torch.cat([train_set.images[:37], test_set.images[37:]])
+    (warning,) = dataset.check_sets(train_set, mixed)
+    assert "37" in warning
+
+
+def test_digits_without_training_images_are_named(train_set, test_set):
+    few = part_of(train_set, [i for i in range(100) if train_set.labels[i] not in (3, 8)])
+    (warning,) = dataset.check_sets(few, test_set)
+    assert re.findall(r"\d", warning) == ["3", "8"]
+
+
 def test_bad_tars_are_errors_that_name_the_tar(tmp_path):
     (tmp_path / "text.tar").write_text("no tar")
     make_tar(tmp_path / "empty.tar", [("train/", None)])
     (tmp_path / "folder.tar").mkdir()
+    (tmp_path / "nothing.tar").touch()
     for name, exception in (
         ("absent.tar", FileNotFoundError),
         ("text.tar", ValueError),
         ("empty.tar", ValueError),
         ("folder.tar", ValueError),
+        ("nothing.tar", ValueError),
     ):
         with pytest.raises(exception) as error:
             MNIST(tmp_path / name)
-        assert str(tmp_path / name) in str(error.value)
+        assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -232,6 +429,18 @@ def test_download_writes_two_tars(tmp_path, mirror, train_set, test_set):
         assert torch.equal(downloaded.labels, source.labels[:count])
         with tarfile.open(data_dir / f"{name}.tar") as tar:
             assert tar.getnames()[7] == f"{name}/00007_{source.labels[7]}.png"
+
+
+def test_two_downloads_at_once_do_not_disturb_each_other(tmp_path, mirror):
+    fork = multiprocessing.get_context("fork")  # which knows of the mirror
+    processes = [fork.Process(target=dataset.download, args=(tmp_path / "data",)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["test.tar", "train.tar"]
+    assert [len(MNIST(tmp_path / "data" / name)) for name in ("train.tar", "test.tar")] == [30, 20]
 
 
 def test_tars_that_are_there_are_not_downloaded_again(tmp_path, mirror):

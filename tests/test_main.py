@@ -1,11 +1,9 @@
 """The training loop, and the whole program as a user runs it."""
 
+import copy
 import csv
 import json
-import multiprocessing
-import os
 import re
-import signal
 import statistics
 
 import pytest
@@ -27,7 +25,7 @@ EXPERIMENTS = ("LeNet5", "CustomMLP", "RegularizedLeNet5")
 def finished(tmp_path_factory):
     """A copy of the project in which `python main.py` has run, with the sample in data/, and
     what it printed."""
-    folder = copy_project(tmp_path_factory.mktemp("project"), EPOCHS=4, SEEDS=(0, 3))
+    folder = copy_project(tmp_path_factory.mktemp("project"), EPOCHS=4, SEEDS=(0, 3), WORKERS=1)
     for name in ("train.tar", "test.tar"):
         (folder / "data" / name).symlink_to(folder / "data" / "sample" / name)
     process = run(folder, "main.py")
@@ -147,7 +145,7 @@ def test_readme_example_classifies_an_image(finished):
 
 
 def test_without_data_and_network_trains_on_the_sample_and_says_so(tmp_path):
-    folder = copy_project(tmp_path, EPOCHS=1)
+    folder = copy_project(tmp_path, EPOCHS=1, WORKERS=1)
     process = run(folder, "main.py")
     assert process.returncode == 0, process.stderr
     assert str(folder / "data") in process.stderr
@@ -166,8 +164,115 @@ def test_a_missing_tar_is_one_line_and_exit_code_2(tmp_path):
     (folder / "data" / "train.tar").symlink_to(folder / "data" / "sample" / "train.tar")
     process = run(folder, "main.py")
     assert process.returncode == 2
-    assert len(process.stderr.splitlines()) == 1 and "data/test.tar" in process.stderr
+    (line,) = process.stderr.splitlines()
+    assert "data/test.tar" in line
     assert not (folder / "results").exists()
+
+
+BAD_CONSTANTS = [
+    *(("EPOCHS", value) for value in (0, -1, 1.5, "10", True, None)),
+    *(("BATCH_SIZE", value) for value in (0, 32.0, None)),
+    *(("MOMENTUM", value) for value in (1, -0.1, "0.9", float("nan"))),
+    *(("SEEDS", value) for value in ((), 0, (0, 0), (-1,), (0.5,), "01", (2**64,))),
+    *(("WORKERS", value) for value in (0, -2, 1.5, "2")),
+    *(("DEVICE", value) for value in ("abacus", "cuda:99", None, 7.5, "")),
+    *(("DATA_DIR", value) for value in (None, 3)),
+    *(("RESULTS_DIR", value) for value in (None, 3)),
+    *(("EXPERIMENTS", value) for value in ({}, [], None)),
+]
+
+
+@pytest.mark.parametrize("name, value", BAD_CONSTANTS)
+def test_bad_constants_are_named_before_anything_is_read(monkeypatch, capsys, name, value):
+    monkeypatch.setattr(main, "DATA_DIR", "/nowhere/at/all")
+    monkeypatch.setattr(main, name, value)
+    assert main.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line and repr(value) in line
+
+
+GOOD_ROW = dict(model=LeNet5, options={}, learning_rate=0.01, weight_decay=0)
+BAD_FIELDS = [
+    *(("model", value) for value in ("LeNet5", LeNet5(), None, int)),
+    *(("options", value) for value in (None, {"dropout": 0.5}, {"dropout": 2})),
+    *(("learning_rate", value) for value in (0, -0.1, "0.1", float("inf"), float("nan"), None)),
+    *(("weight_decay", value) for value in (-0.1, "0", float("nan"), None)),
+]
+
+
+@pytest.mark.parametrize("field, value", BAD_FIELDS)
+def test_bad_fields_of_experiments_are_named(monkeypatch, capsys, field, value):
+    monkeypatch.setattr(main, "EXPERIMENTS", {"good": GOOD_ROW, "my model": {**GOOD_ROW, field: value}})
+    assert main.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "my model" in line and field in line
+
+
+@pytest.mark.parametrize("row", [None, {}, {**GOOD_ROW, "lr": 0.1}, dict(model=LeNet5, options={}, learning_rate=0.1)])
+def test_rows_with_other_fields_are_refused(monkeypatch, capsys, row):
+    monkeypatch.setattr(main, "EXPERIMENTS", {"my model": row})
+    assert main.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "my model" in line and "weight_decay" in line
+
+
+@pytest.mark.parametrize(
+    "names", [("",), ("a/b",), ("..",), ("a\\b",), ("a\0b",), ("a\nb",), ("a" * 300,), (5,), (" a",), ("comparison",), ("lenet", "LeNet")]
+)
+def test_names_that_are_no_file_names_or_lead_to_the_same_one_are_refused(monkeypatch, capsys, names):
+    monkeypatch.setattr(main, "EXPERIMENTS", dict.fromkeys(names, GOOD_ROW))
+    assert main.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert repr(names[-1]) in line
+
+
+def test_batches_of_one_are_refused_for_batch_norm_only(monkeypatch, capsys):
+    monkeypatch.setattr(main, "BATCH_SIZE", 1)
+    with pytest.raises(ValueError) as error:
+        main.check_constants()
+    assert "RegularizedLeNet5" in str(error.value) and "BATCH_SIZE" in str(error.value)
+    monkeypatch.setattr(main, "EXPERIMENTS", {"plain": GOOD_ROW})
+    main.check_constants()
+
+
+@pytest.mark.parametrize("images, batch_size", [(20, 1), (63, 31), (50, 1000), (2, 1000), (64, 32)])
+def test_every_batch_size_trains(monkeypatch, tmp_path, train_set, test_set, images, batch_size):
+    few = copy.copy(train_set)
+    few.images, few.labels = train_set.images[:images], train_set.labels[:images]
+    monkeypatch.setattr(main, "EPOCHS", 1)
+    monkeypatch.setattr(main, "BATCH_SIZE", batch_size)
+    name = "LeNet5" if batch_size == 1 else "RegularizedLeNet5"
+    main.run_training(name, 0, few, test_set, tmp_path)
+    assert len(rows(tmp_path / f"{name}-seed0.csv")) == 1
+
+
+def test_every_test_image_counts(monkeypatch, tmp_path, train_set, test_set):
+    images = copy.copy(test_set)  # one more than a batch
+    images.images, images.labels = train_set.images[:1001], train_set.labels[:1001]
+    monkeypatch.setattr(main, "EPOCHS", 1)
+    main.run_training("CustomMLP", 0, images, images, tmp_path)
+    accuracy = float(rows(tmp_path / "CustomMLP-seed0.csv")[0]["val_accuracy"])
+    assert 0 < accuracy < 1 and accuracy * 1001 == pytest.approx(round(accuracy * 1001), abs=0.002)
+
+
+def test_training_set_as_test_set_is_refused(tmp_path):
+    folder = copy_project(tmp_path)
+    for name in ("train.tar", "test.tar"):
+        (folder / "data" / name).symlink_to(folder / "data" / "sample" / "test.tar")
+    process = run(folder, "main.py")
+    assert process.returncode == 2 and len(process.stderr.splitlines()) == 1
+    assert not (folder / "results").exists()
+
+
+@pytest.mark.parametrize("constant", ["DATA_DIR", "RESULTS_DIR"])
+def test_folders_that_cannot_be_written_are_named(monkeypatch, tmp_path, capsys, constant):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(main, "DATA_DIR", str(dataset.SAMPLE_DIR))
+    monkeypatch.setattr(main, constant, str(file))
+    assert main.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file) in line
 
 
 @pytest.fixture
@@ -266,6 +371,8 @@ def test_figures_and_weights_do_not_depend_on_the_number_of_workers(monkeypatch,
         assert alone == among_others and len(alone) == 3
         alone, among_others = (torch.load(folder / f"{name}-seed1.pt", weights_only=True) for folder in folders)
         assert all(torch.equal(alone[key], among_others[key]) for key in alone)
+    # the images were not copied for each process
+    assert train_set.images.is_shared() and test_set.images.is_shared()
 
 
 def test_longest_training_starts_first(monkeypatch, folders, train_set, test_set):
@@ -279,33 +386,7 @@ def test_longest_training_starts_first(monkeypatch, folders, train_set, test_set
     assert (folder / "CustomMLP-seed0.csv").stat().st_mtime > first_end
 
 
-class KilledLeNet5(LeNet5):
-    """Dies as if the system had killed it for want of memory, in a process of its own only."""
-
-    def forward(self, images):
-        if multiprocessing.parent_process():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(images)
-
-
-def test_a_training_that_dies_takes_no_other_with_it(monkeypatch, folders, train_set, test_set):
-    killed = dict(model=KilledLeNet5, options={}, learning_rate=0.01, weight_decay=0)
-    monkeypatch.setattr(main, "EPOCHS", 1)
-    monkeypatch.setattr(main, "EXPERIMENTS", {"killed": killed, "LeNet5": main.EXPERIMENTS["LeNet5"]})
-    trainings = [("killed", 0), ("LeNet5", 0), ("killed", 1), ("LeNet5", 1)]
-    folder = folders[0]
-    assert sorted(main.run_trainings(trainings, 2, train_set, test_set, folder)) == [("killed", 0), ("killed", 1)]
-    assert {path.name for path in folder.glob("*.pt")} == {"LeNet5-seed0.pt", "LeNet5-seed1.pt"}
-
-
-def test_images_are_shared_with_the_processes_not_copied(monkeypatch, folders):
-    images = dataset.MNIST(dataset.SAMPLE_DIR / "test.tar")
-    monkeypatch.setattr(main, "EPOCHS", 1)
-    main.run_trainings([("CustomMLP", 0)], 2, images, images, folders[0])
-    assert images.images.is_shared() and images.labels.is_shared()
-
-
-def test_a_dead_training_is_named_and_the_rest_is_plotted(tmp_path):
+def test_a_training_that_is_killed_takes_no_other_with_it(tmp_path):
     folder = copy_project(tmp_path, EPOCHS=1, WORKERS=2)
     for name in ("train.tar", "test.tar"):
         (folder / "data" / name).symlink_to(folder / "data" / "sample" / name)
@@ -327,4 +408,6 @@ RegularizedLeNet5.forward = die
     assert "RegularizedLeNet5" in line and "seed 0" in line
     (results,) = (folder / "results").iterdir()
     assert {path.name for path in results.glob("*.png")} == {"LeNet5.png", "CustomMLP.png", "comparison.png"}
-    assert "LeNet5" in (results / "summary.md").read_text()
+    # the last of the two had not begun when the first training, the longest, was killed
+    assert {path.name for path in results.glob("*.pt")} == {"LeNet5-seed0.pt", "CustomMLP-seed0.pt"}
+    assert "RegularizedLeNet5, seed 0" in (results / "summary.md").read_text()

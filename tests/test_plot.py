@@ -142,6 +142,18 @@ def test_trainings_without_figures_are_left_out(folder):
     assert list(run) == ["MLP", "LeNet"] and list(run["LeNet"]) == [0, 1]
 
 
+def test_unfinished_last_line_is_passed_over(folder):
+    path = folder / "MLP-seed0.csv"
+    path.write_text(path.read_text().rstrip("\n")[:-1])  # a number in it could still be read, but is not whole
+    assert list(plot.read_run(folder)["MLP"][0]["epoch"]) == [1, 2]
+
+
+def test_damaged_settings_are_named(folder, capsys):
+    (folder / "settings.json").write_text("{")
+    assert plot.main([str(folder)]) == 2
+    assert "settings.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "content", ["", "a,b\n1,2\n", HEADER + "\n1,high,0.5,1,0.5,1\n", HEADER + "\n1,1,0.5\n2,1,0.5\n"]
 )
