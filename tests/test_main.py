@@ -325,7 +325,7 @@ def test_training_figures_are_seen_with_dropout_and_validation_without(train_set
     loader = main.batches(train_set, SequentialSampler(train_set), 32)
     for _ in range(2):
         train_loss, train_accuracy = main.train(model, loader, optimizer, scheduler)
-    test_loss, test_accuracy = main.test(model, loader)
+        test_loss, test_accuracy = main.test(model, loader)
     assert train_loss > test_loss and train_accuracy < test_accuracy
     assert main.test(model, loader) == (test_loss, test_accuracy)
 

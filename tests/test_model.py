@@ -53,6 +53,14 @@ def test_outputs_are_logits(model_class, test_set):
     assert not torch.allclose(logits.exp().sum(dim=1), torch.ones(50), atol=0.01)
 
 
+@each_model
+def test_every_parameter_has_a_part_in_the_answer(model_class, train_set):
+    model = model_class()
+    images, labels = train_set[:64]
+    cross_entropy(model(images), labels).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
 def test_lenet5_is_convolution_relu_pooling(test_set):
     model, images = LeNet5(), test_set[:50][0]
     x = max_pool2d(relu(model.conv1(images)), 2)

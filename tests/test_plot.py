@@ -106,6 +106,12 @@ def test_99_and_99_2_percent_are_far_apart_though_another_curve_lies_at_11(folde
     assert len([tick for tick in accuracy.get_yticks() if tick >= 90]) >= 3
 
 
+def test_curves_near_to_each_other_get_ticks_of_their_own(tmp_path):
+    write_csv(tmp_path / "A-seed0.csv", [(1, 0.031, 0.9911, 0.031, 0.9911, 1), (2, 0.03, 0.9913, 0.03, 0.9913, 1)])
+    for axes in plot.plot_experiment(tmp_path, "A").axes:
+        assert len(axes.get_yticks()) >= 3
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "loss, accuracy", [(0, 1), (1e-9, 0.9999), (2.3, 0.1135), (1e9, 0), (float("nan"), 0.1), (float("inf"), 0.1)]
