@@ -95,7 +95,9 @@ def read_tar(tar_path):
                     continue
                 match = re.fullmatch(r"([0-9]+)_([0-9])\.png", name)
                 if not member.isfile() or not match:
-                    raise BadData(f"{where} is not an image named {{number}}_{{label}}.png with a label from 0 to 9")
+                    raise BadData(
+                        f"{where} is not an image named {{number}}_{{label}}.png with a label from 0 to 9"
+                    )
                 number = match[1].lstrip("0")
                 if number in labels_by_number:
                     raise BadData(f"{where}: there is another image with the number {match[1]}")
@@ -214,11 +216,15 @@ def check_sets(train_set, test_set):
     """
     if len(train_set) == 1:
         raise ValueError("train.tar contains a single image: there must be at least two")
-    train_images, test_images = ([image.tobytes() for image in part.images.numpy()] for part in (train_set, test_set))
+    train_images, test_images = (
+        [image.tobytes() for image in part.images.numpy()] for part in (train_set, test_set)
+    )
     in_both = set(train_images) & set(test_images)
     warnings = []
     if in_both:
-        shares = [sum(image in in_both for image in images) / len(images) for images in (train_images, test_images)]
+        shares = [
+            sum(image in in_both for image in images) / len(images) for images in (train_images, test_images)
+        ]
         text = f"{len(in_both):,} images are in train.tar as well as in test.tar"
         if max(shares) > 0.5:
             raise ValueError(f"{text}, {max(shares):.0%} of one of them: test images must be new to the model")

@@ -46,7 +46,7 @@ RESULTS_DIR = "results"  # folder in which each run makes a new one
 EXPERIMENTS = {
     "LeNet5": dict(model=LeNet5, options={}, learning_rate=0.02, weight_decay=0),
     "CustomMLP": dict(model=CustomMLP, options={}, learning_rate=0.01, weight_decay=0),
-    "RegularizedLeNet5": dict(model=RegularizedLeNet5, options={"dropout": 0.3}, learning_rate=0.05, weight_decay=0.0002),
+    "RegularizedLeNet5": dict(model=RegularizedLeNet5, options={"dropout": 0.3}, learning_rate=0.05, weight_decay=2e-4),
 }
 
 
@@ -131,7 +131,9 @@ def run_training(name, seed, train_set, test_set, folder):
     """
     train_set.to(DEVICE)
     test_set.to(DEVICE)
-    train_loader = batches(train_set, RandomSampler(train_set), BATCH_SIZE, drop_last=leaves_single_image(train_set))
+    train_loader = batches(
+        train_set, RandomSampler(train_set), BATCH_SIZE, drop_last=leaves_single_image(train_set)
+    )
     # No gradients to keep, so larger batches fit, and are faster.
     test_loader = batches(test_set, SequentialSampler(test_set), 1000)
     # Decides the initial weights, the order of the images and what dropout sets to zero.
@@ -191,9 +193,12 @@ def run_trainings(trainings, workers, train_set, test_set, folder):
                     failed.append(training)
                 if process.exitcode not in (0, 1):  # after 1 it has said itself why
                     name, seed = training
-                    print(f"error: {name}, seed {seed}: its process has died (exit code {process.exitcode})", file=sys.stderr)
+                    print(
+                        f"error: {name}, seed {seed}: its process has died (exit code {process.exitcode})",
+                        file=sys.stderr,
+                    )
     finally:
-        for process in multiprocessing.active_children():
+        for process, _ in running.values():
             process.kill()
             process.join()
     return failed
@@ -263,84 +268,6 @@ def constants():
     return {name: value for name, value in globals().items() if name.isupper()}
 
 
-def check_constants():
-    """Raise ValueError, naming the constant, its value and what is allowed, for the first of
-    the constants that can't be used."""
-    checks = [
-        ("EPOCHS", EPOCHS, is_whole(EPOCHS, 1), "a whole number from 1"),
-        ("BATCH_SIZE", BATCH_SIZE, is_whole(BATCH_SIZE, 1), "a whole number from 1"),
-        ("MOMENTUM", MOMENTUM, is_number(MOMENTUM) and 0 <= MOMENTUM < 1, "a number from 0 to below 1"),
-        ("SEEDS", SEEDS, are_seeds(SEEDS), "different whole numbers from 0 in brackets, such as (0,) or (0, 1, 2)"),
-        ("WORKERS", WORKERS, WORKERS is None or is_whole(WORKERS, 1), "None or a whole number from 1"),
-        ("DEVICE", DEVICE, is_device(DEVICE), '"cpu" or an accelerator of this machine, such as "cuda" or "mps"'),
-        ("DATA_DIR", DATA_DIR, isinstance(DATA_DIR, (str, Path)), "the path of a folder in quotes"),
-        ("RESULTS_DIR", RESULTS_DIR, isinstance(RESULTS_DIR, (str, Path)), "the path of a folder in quotes"),
-        ("EXPERIMENTS", EXPERIMENTS, isinstance(EXPERIMENTS, dict) and EXPERIMENTS, "a table of at least one line"),
-    ]
-    for constant, value, allowed, rule in checks:
-        if not allowed:
-            raise ValueError(f"{constant} = {value!r} in main.py must be {rule}")
-    file_names = set()
-    for name, row in EXPERIMENTS.items():
-        check_experiment(name, row)
-        if name.casefold() in file_names:
-            raise ValueError(f"EXPERIMENTS in main.py: {name!r} leads to the same file name as another experiment")
-        file_names.add(name.casefold())
-
-
-def check_experiment(name, row):
-    """Raise ValueError, naming the experiment and the field, if it can't be trained."""
-    where = f"EXPERIMENTS[{name!r}] in main.py"
-    # what any file system takes, and no name that a file of the run has already
-    if not (isinstance(name, str) and re.fullmatch(r"[^\0-\x1f/\\:*?\"<>|]{1,100}", name)) or name.strip(" .") != name:
-        raise ValueError(f"{where}: the name must be one that a file can have")
-    if name.casefold() == "comparison":
-        raise ValueError(f"{where}: the name must be another one, for there is a plot of that name")
-    fields = ("model", "options", "learning_rate", "weight_decay")
-    if not isinstance(row, dict) or set(row) != set(fields):
-        raise ValueError(f"{where} must be dict({'=..., '.join(fields)}=...), not {row!r}")
-    model, options, learning_rate, weight_decay = (row[field] for field in fields)
-    checks = [
-        ("model", isinstance(model, type) and issubclass(model, torch.nn.Module), "a class of model.py, without brackets"),
-        ("options", isinstance(options, dict), 'what the model takes, such as {"dropout": 0.3}, or {}'),
-        ("learning_rate", is_number(learning_rate) and learning_rate > 0, "a number above 0"),
-        ("weight_decay", is_number(weight_decay) and weight_decay >= 0, "a number from 0"),
-    ]
-    for field, allowed, rule in checks:
-        if not allowed:
-            raise ValueError(f"{where}: {field} = {row[field]!r} must be {rule}")
-    try:
-        layers = model(**options).modules()
-    except Exception as error:  # whatever the model objects to
-        raise ValueError(f"{where}: options = {options!r} don't fit {model.__name__}: {error}") from error
-    if BATCH_SIZE == 1 and any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in layers):
-        raise ValueError(f"BATCH_SIZE = 1 in main.py must be at least 2 for {name!r}: batch norm can't normalize one image")
-
-
-def is_whole(value, least):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def are_seeds(values):
-    """Tell whether there is at least one seed, none twice, and torch takes them all."""
-    if not isinstance(values, (tuple, list, range)) or not all(is_whole(seed, 0) and seed < 2**63 for seed in values):
-        return False
-    return 0 < len(values) == len(set(values))
-
-
-def is_device(name):
-    """Tell whether tensors can be made on a device."""
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
-        return False
-    return name is not None
-
-
 def new_folder():
     """Make and return a new folder in RESULTS_DIR, named after the date and time."""
     while True:
@@ -367,9 +294,12 @@ def write_settings(folder, data):
 
 def write_whole(path, content):
     """Write a file so that it is there whole or not at all."""
-    unfinished = f"{path}.part"
-    Path(unfinished).write_bytes(content)
-    os.replace(unfinished, path)
+    unfinished = Path(f"{path}.part")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_summary(folder, data, trainings):
@@ -408,6 +338,103 @@ def mean_and_deviation(values, form):
     """Return the mean in this format, with "± standard deviation" where there are several values."""
     deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
     return f"{statistics.mean(values):{form}}{deviation}"
+
+
+def check_constants():
+    """Raise ValueError, naming the constant, its value and what is allowed, for the first of
+    the constants that can't be used."""
+    checks = [
+        ("EPOCHS", EPOCHS, is_whole(EPOCHS, 1), "a whole number from 1"),
+        ("BATCH_SIZE", BATCH_SIZE, is_whole(BATCH_SIZE, 1), "a whole number from 1"),
+        ("MOMENTUM", MOMENTUM, is_number(MOMENTUM) and 0 <= MOMENTUM < 1, "a number from 0 to below 1"),
+        (
+            "SEEDS",
+            SEEDS,
+            are_seeds(SEEDS),
+            "different whole numbers from 0 in brackets, such as (0,) or (0, 1, 2)",
+        ),
+        ("WORKERS", WORKERS, WORKERS is None or is_whole(WORKERS, 1), "None or a whole number from 1"),
+        ("DEVICE", DEVICE, is_device(DEVICE), '"cpu" or an accelerator of this machine, such as "cuda" or "mps"'),
+        ("DATA_DIR", DATA_DIR, isinstance(DATA_DIR, (str, Path)), "the path of a folder in quotes"),
+        ("RESULTS_DIR", RESULTS_DIR, isinstance(RESULTS_DIR, (str, Path)), "the path of a folder in quotes"),
+        (
+            "EXPERIMENTS",
+            EXPERIMENTS,
+            isinstance(EXPERIMENTS, dict) and EXPERIMENTS,
+            "a table of at least one line",
+        ),
+    ]
+    for constant, value, allowed, rule in checks:
+        if not allowed:
+            raise ValueError(f"{constant} = {value!r} in main.py must be {rule}")
+    file_names = set()
+    for name, row in EXPERIMENTS.items():
+        check_experiment(name, row)
+        if name.casefold() in file_names:
+            raise ValueError(f"EXPERIMENTS in main.py: {name!r} leads to the same file name as another experiment")
+        file_names.add(name.casefold())
+
+
+def check_experiment(name, row):
+    """Raise ValueError, naming the experiment and the field, if it can't be trained."""
+    where = f"EXPERIMENTS[{name!r}] in main.py"
+    # what any file system takes, and no name that a file of the run has already
+    if (
+        not (isinstance(name, str) and re.fullmatch(r"[^\0-\x1f/\\:*?\"<>|]{1,100}", name))
+        or name.strip(" .") != name
+    ):
+        raise ValueError(f"{where}: the name must be one that a file can have")
+    if name.casefold() == "comparison":
+        raise ValueError(f"{where}: the name must be another one, for there is a plot of that name")
+    fields = ("model", "options", "learning_rate", "weight_decay")
+    if not isinstance(row, dict) or set(row) != set(fields):
+        raise ValueError(f"{where} must be dict({'=..., '.join(fields)}=...), not {row!r}")
+    model, options, learning_rate, weight_decay = (row[field] for field in fields)
+    is_class = isinstance(model, type) and issubclass(model, torch.nn.Module)
+    checks = [
+        ("model", is_class, "a class of model.py, without brackets"),
+        ("options", isinstance(options, dict), 'what the model takes, such as {"dropout": 0.3}, or {}'),
+        ("learning_rate", is_number(learning_rate) and learning_rate > 0, "a number above 0"),
+        ("weight_decay", is_number(weight_decay) and weight_decay >= 0, "a number from 0"),
+    ]
+    for field, allowed, rule in checks:
+        if not allowed:
+            raise ValueError(f"{where}: {field} = {row[field]!r} must be {rule}")
+    try:
+        layers = model(**options).modules()
+    except Exception as error:  # whatever the model objects to
+        raise ValueError(f"{where}: options = {options!r} don't fit {model.__name__}: {error}") from error
+    if BATCH_SIZE == 1 and any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in layers):
+        raise ValueError(
+            f"BATCH_SIZE = 1 in main.py must be at least 2 for {name!r}: batch norm can't normalize one image"
+        )
+
+
+def is_whole(value, least):
+    """Tell whether a value is a whole number, and not less than this."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value):
+    """Tell whether a value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def are_seeds(values):
+    """Tell whether there is at least one seed, none twice, and torch takes them all."""
+    if not isinstance(values, (tuple, list, range)):
+        return False
+    whole = all(is_whole(seed, 0) and seed < 2**63 for seed in values)
+    return whole and 0 < len(values) == len(set(values))
+
+
+def is_device(name):
+    """Tell whether tensors can be made on a device."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        return False
+    return name is not None
 
 
 def main():
@@ -452,8 +479,8 @@ def main():
     )
     try:
         exit_code = 1 if run_trainings(trainings, workers, train_set, test_set, folder) else 0
-    except KeyboardInterrupt as interrupt:
-        exit_code = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    except KeyboardInterrupt as interruption:
+        exit_code = 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
 
     # From here on everything comes from the files, whether all trainings were finished or not.
     try:
@@ -480,5 +507,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt as interruption:
-        print("interrupted before any training", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(128 + interruption.args[0])

@@ -59,5 +59,10 @@ ENVIRONMENT = {
 def run(folder, *arguments):
     """Run python in the folder, without a network."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, encoding="utf-8", timeout=120
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
     )

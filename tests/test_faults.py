@@ -145,7 +145,7 @@ def test_full_disk_is_one_line_and_keeps_the_figures(start, tmp_path):
     assert all(name in line for name, line in zip(NAMES, err.splitlines()))
     folder = results_of(tmp_path)
     assert set(plot.read_run(folder)) == set(NAMES)
-    assert not list(folder.glob("*.pt"))
+    assert not list(folder.glob("*.pt")) and not list(folder.glob("*.part"))
 
 
 def test_nothing_finished_is_no_traceback(start, tmp_path):

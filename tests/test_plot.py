@@ -66,7 +66,9 @@ def test_experiment_has_four_curves_with_the_numbers_of_the_csv(folder):
 
 def test_several_seeds_are_a_mean_with_a_band_of_their_range(folder):
     for axes, name, factor in zip(
-        plot.plot_comparison([folder]).axes, ("train_loss", "train_accuracy", "val_loss", "val_accuracy"), (1, 100, 1, 100)
+        plot.plot_comparison([folder]).axes,
+        ("train_loss", "train_accuracy", "val_loss", "val_accuracy"),
+        (1, 100, 1, 100),
     ):
         values = np.array([column(training, name, factor) for training in LENET])
         assert lines_of(axes)["LeNet"] == pytest.approx(values.mean(axis=0))
@@ -86,7 +88,9 @@ def test_legends_state_the_last_value_and_hide_no_curve(folder):
         box = legend.get_window_extent()
         assert not any(box.overlaps(other.get_window_extent()) for other in figure.axes)
         assert box.y0 >= 0 and box.x0 >= 0 and box.x1 <= figure.bbox.x1
-        last = {text.get_text().rpartition(": ")[0]: text.get_text().rpartition(": ")[2] for text in legend.get_texts()}
+        last = {
+            text.get_text().rpartition(": ")[0]: text.get_text().rpartition(": ")[2] for text in legend.get_texts()
+        }
         for label, values in lines_of(axes).items():
             assert float(last[label].rstrip("%")) == pytest.approx(values[-1], rel=0.005)
 
