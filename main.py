@@ -99,13 +99,18 @@ def leaves_single_image(train_set):
     return len(train_set) % BATCH_SIZE == 1 < BATCH_SIZE
 
 
+def build_model(name):
+    """Return the untrained model of an experiment."""
+    model = EXPERIMENTS[name]["model"](**EXPERIMENTS[name]["options"])
+    # The order of the numbers in memory that convolutions are fastest with.
+    return model.to(DEVICE, memory_format=torch.channels_last)
+
+
 def build(name, steps):
     """Return the model of an experiment, its optimizer and its learning rate schedule for a
     training of so many steps."""
     experiment = EXPERIMENTS[name]
-    model = experiment["model"](**experiment["options"])
-    # The order of the numbers in memory that convolutions are fastest with.
-    model = model.to(DEVICE, memory_format=torch.channels_last)
+    model = build_model(name)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=experiment["learning_rate"],
@@ -247,7 +252,7 @@ def attempt(name, seed, *arguments):
 
 def seconds_per_step(name, train_set):
     """Return roughly how long the model of an experiment takes to learn from one batch."""
-    model, _, _ = build(name, steps=5)
+    model = build_model(name)
     images, labels = train_set[:BATCH_SIZE]
     seconds = []
     for _ in range(5):
@@ -304,18 +309,12 @@ def write_whole(path, content):
 
 def write_summary(folder, data, trainings):
     """Write the figures of the last epochs as a table into summary.md. Return its text."""
-    figures = {
-        "training loss": ("train_loss", ".4f"),
-        "training accuracy": ("train_accuracy", ".2%"),
-        "validation loss": ("val_loss", ".4f"),
-        "validation accuracy": ("val_accuracy", ".2%"),
-    }
-    table = [["experiment", "parameters", *figures, "seconds"]]
+    table = [["experiment", "parameters", *plot.HEADINGS.values(), "seconds"]]
     run = plot.read_run(folder)
     for name, seeds in run.items():
-        model, _, _ = build(name, steps=1)
-        row = [name, f"{sum(parameter.numel() for parameter in model.parameters()):,}"]
-        for column, form in figures.values():
+        row = [name, f"{sum(parameter.numel() for parameter in build_model(name).parameters()):,}"]
+        for column in plot.HEADINGS:
+            form = ".2%" if column.endswith("accuracy") else ".4f"
             row.append(mean_and_deviation([stats[column][-1] for stats in seeds.values()], form))
         row.append(mean_and_deviation([stats["seconds"].sum() for stats in seeds.values()], ".0f"))
         table.append(row)

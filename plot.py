@@ -15,7 +15,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+# The figures of a CSV, and what people read above them.
+HEADINGS = {
+    "train_loss": "training loss",
+    "train_accuracy": "training accuracy",
+    "val_loss": "validation loss",
+    "val_accuracy": "validation accuracy",
+}
+COLUMNS = ("epoch", *HEADINGS, "seconds")
 
 # Okabe and Ito's palette without its yellow: told apart by colour-blind people, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -92,13 +99,7 @@ def plot_comparison(folders):
         title(folder, run_label(folder, folders), max(map(len, run.values()))) for folder, run in runs.items()
     ]
     figure.suptitle("\n".join(titles), fontsize=11)
-    panels = (
-        ("training loss", "train_loss"),
-        ("training accuracy", "train_accuracy"),
-        ("validation loss", "val_loss"),
-        ("validation accuracy", "val_accuracy"),
-    )
-    for axes, (heading, column) in zip(figure.subplots(2, 2).flat, panels):
+    for axes, (column, heading) in zip(figure.subplots(2, 2).flat, HEADINGS.items()):
         for index, (folder, run) in enumerate(runs.items()):
             for name, seeds in run.items():
                 label = name if len(folders) == 1 else f"{name}, {run_label(folder, folders)}"

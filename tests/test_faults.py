@@ -11,7 +11,7 @@ import time
 import pytest
 
 import plot
-from conftest import ENVIRONMENT, copy_project
+from conftest import ENVIRONMENT, copy_project, use_sample
 
 NAMES = ("LeNet5", "CustomMLP", "RegularizedLeNet5")
 
@@ -24,8 +24,7 @@ def start(tmp_path):
 
     def start(edit=lambda line: line, preexec_fn=None, **constants):
         folder = copy_project(tmp_path, **constants)
-        for name in ("train.tar", "test.tar"):
-            (folder / "data" / name).symlink_to(folder / "data" / "sample" / name)
+        use_sample(folder)
         lines = (folder / "main.py").read_text().splitlines()
         (folder / "main.py").write_text("\n".join(map(edit, lines)) + "\n")
         process = subprocess.Popen(

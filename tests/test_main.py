@@ -15,7 +15,7 @@ from torch.utils.data import SequentialSampler
 import dataset
 import main
 import plot
-from conftest import PROJECT, copy_project, run
+from conftest import PROJECT, copy_project, run, use_sample
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
 EXPERIMENTS = ("LeNet5", "CustomMLP", "RegularizedLeNet5")
@@ -26,8 +26,7 @@ def finished(tmp_path_factory):
     """A copy of the project in which `python main.py` has run, with the sample in data/, and
     what it printed."""
     folder = copy_project(tmp_path_factory.mktemp("project"), EPOCHS=4, SEEDS=(0, 3), WORKERS=1)
-    for name in ("train.tar", "test.tar"):
-        (folder / "data" / name).symlink_to(folder / "data" / "sample" / name)
+    use_sample(folder)
     process = run(folder, "main.py")
     assert process.returncode == 0, process.stderr
     return folder, process
@@ -442,8 +441,7 @@ def test_longest_training_starts_first(monkeypatch, folders, train_set, test_set
 
 def test_a_training_that_is_killed_takes_no_other_with_it(tmp_path):
     folder = copy_project(tmp_path, EPOCHS=1, WORKERS=2)
-    for name in ("train.tar", "test.tar"):
-        (folder / "data" / name).symlink_to(folder / "data" / "sample" / name)
+    use_sample(folder)
     with open(folder / "model.py", "a") as file:
         file.write("""
 
