@@ -5,8 +5,10 @@
     images, labels = train_set[[4, 2, 0]]  # float32 (3, 1, 28, 28), int64 (3,)
 """
 
+import copy
 import http.client
 import io
+import math
 import os
 import re
 import socket
@@ -20,6 +22,7 @@ from pathlib import Path
 import torch
 import torchvision
 from PIL import Image
+from torch.nn.functional import affine_grid, grid_sample
 from torch.utils.data import Dataset
 
 # Mean and standard deviation of all pixels of MNIST's training images, scaled to [0, 1].
@@ -38,7 +41,7 @@ class MNIST(Dataset):
     tar_path: a tar, plain or compressed (gz, bz2, xz), of 28 x 28 grey PNG images named
         {number}_{label}.png in any folder, such as train/00000_5.png.
     transform: maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same
-        shape. It is there to augment training images.
+        shape, such as an `Augmentation` of training images.
 
     images: uint8 (N, 28, 28), ordered by number, 0 background to 255 ink.
     labels: int64 (N,), 0 to 9.
@@ -60,6 +63,12 @@ class MNIST(Dataset):
         """Move all images and labels to a device, on which batches are then made."""
         self.images, self.labels = self.images.to(device), self.labels.to(device)
 
+    def subset(self, index):
+        """Return a Dataset of these images only, which shares their memory if `index` is a slice."""
+        subset = copy.copy(self)
+        subset.images, subset.labels = self.images[index], self.labels[index]
+        return subset
+
     def __len__(self):
         return len(self.labels)
 
@@ -76,6 +85,45 @@ class MNIST(Dataset):
             # a transform only ever sees batches, hence a batch of one for a single image
             images = self.transform(images.view(-1, 1, 28, 28)).view(images.shape)
         return images, labels
+
+
+class Augmentation:
+    """A transform that turns, moves and zooms every image of a batch, each by an amount of its
+    own, drawn anew each time from all up to these limits, so that the model never sees quite
+    the same image twice. Like all chance of a training it obeys `torch.manual_seed`.
+
+    rotation: degrees to either side, 0 to 180.
+    shift: pixels in each direction, 0 to 28.
+    scaling: share of its size by which an image grows or shrinks, 0 to below 1.
+
+    `augmentation(images)` maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the
+    same shape. Pixels between the old ones are interpolated; what comes in from outside the
+    image has the value of the background.
+
+    Raises ValueError for limits that are none of these.
+    """
+
+    def __init__(self, rotation=0, shift=0, scaling=0):
+        if not (0 <= rotation <= 180 and 0 <= shift <= 28 and 0 <= scaling < 1):
+            raise ValueError(
+                f"rotation = {rotation} must be 0 to 180 degrees, shift = {shift} 0 to 28 pixels, "
+                f"scaling = {scaling} 0 to below 1"
+            )
+        # grid_sample measures in halves of the image: -1 is the left or upper edge, 1 the other
+        self.limits = math.radians(rotation), scaling, shift / 14, shift / 14
+        pixels = affine_grid(torch.eye(2, 3).unsqueeze(0), (1, 1, 28, 28), align_corners=False)
+        self.pixels = torch.cat([pixels.view(784, 2).T, torch.ones(1, 784)])  # rows x, y, 1
+
+    def __call__(self, images):
+        random = 2 * torch.rand(4, len(images), device=images.device) - 1
+        angle, zoom, right, down = (limit * share for limit, share in zip(self.limits, random))
+        cos, sin = angle.cos() / (1 + zoom), angle.sin() / (1 + zoom)
+        matrices = torch.stack([cos, -sin, right, sin, cos, down], dim=1).view(-1, 3)
+        # Where each pixel comes from. What affine_grid does for each image by itself, as one
+        # multiplication for the whole batch: a tenth of the time.
+        sources = (matrices @ self.pixels.to(images.device)).view(-1, 2, 28, 28).movedim(1, -1)
+        background = -MEAN / STD  # grid_sample fills in zeros
+        return grid_sample(images - background, sources, align_corners=False) + background
 
 
 def read_tar(tar_path):

@@ -133,6 +133,103 @@ def test_transform_maps_normalized_batches(test_set):
     assert shapes == [(2, 1, 28, 28), (1, 1, 28, 28)]
 
 
+def test_subset_has_these_images_only_and_leaves_the_whole_alone(test_set):
+    last = test_set.subset(slice(-300, None))
+    assert len(last) == 300 and len(test_set) == 1000
+    for mine, original in zip(last[[0, 299]], test_set[[700, 999]]):
+        assert torch.equal(mine, original)
+    assert last.images.data_ptr() == test_set.images[700].data_ptr()  # not copied
+
+
+def moments(images):
+    """Centre of the ink, (B, 2), and its covariances, (B, 2, 2), in pixels, x before y."""
+    ink = (images * dataset.STD + dataset.MEAN).clamp(min=0).flatten(1).double()
+    ink /= ink.sum(dim=1, keepdim=True)
+    places = torch.cartesian_prod(torch.arange(28.0), torch.arange(28.0)).double().flip(1)
+    centre = ink @ places
+    offsets = places - centre.unsqueeze(1)
+    return centre, torch.einsum("bp,bpi,bpj->bij", ink, offsets, offsets)
+
+
+def spread_over(amounts, limit):
+    """Whether amounts lie within -limit and limit and make use of all of that, around 0."""
+    amounts = amounts.double()
+    return (
+        amounts.abs().max() < 1.02 * limit
+        and amounts.max() > 0.95 * limit
+        and amounts.min() < -0.95 * limit
+        and amounts.mean().abs() < 0.1 * limit
+    )
+
+
+@pytest.fixture
+def bars():
+    """A normalized batch of 1,000 images of the same thick upright bar. Seeds the chance."""
+    torch.manual_seed(0)
+    images = torch.zeros(1000, 1, 28, 28)
+    images[..., 6:22, 12:16] = 1
+    return (images - dataset.MEAN) / dataset.STD
+
+
+def test_augmentation_without_limits_changes_nothing(test_set):
+    images, _ = test_set[:]
+    assert torch.allclose(dataset.Augmentation()(images), images, atol=1e-4)
+
+
+def test_augmentation_shifts_up_to_the_limit(bars):
+    (before, shape), (after, shape_after) = moments(bars), moments(dataset.Augmentation(shift=1.4)(bars))
+    right, down = (after - before).T
+    assert spread_over(right, 1.4) and spread_over(down, 1.4)
+    assert torch.corrcoef(torch.stack([right, down]))[0, 1].abs() < 0.1  # each direction for itself
+
+
+def test_augmentation_rotates_up_to_the_limit(bars):
+    before, after = moments(bars), moments(dataset.Augmentation(rotation=8)(bars))
+    assert torch.allclose(before[0], after[0], atol=0.05)  # around the middle
+    covariance = after[1]
+    angle = 0.5 * torch.atan2(2 * covariance[:, 0, 1], covariance[:, 1, 1] - covariance[:, 0, 0])
+    assert spread_over(angle.rad2deg(), 8)
+    assert torch.allclose(covariance.det(), before[1].det(), rtol=0.25)  # neither wider nor narrower, but blurred
+
+
+def test_augmentation_scales_up_to_the_limit(bars):
+    before, after = moments(bars), moments(dataset.Augmentation(scaling=0.2)(bars))
+    assert torch.allclose(before[0], after[0], atol=0.05)
+    height = (after[1][:, 1, 1] / before[1][:, 1, 1]).sqrt()
+    assert spread_over(height - 1, 0.2)
+
+
+def test_augmented_images_lie_on_background_and_do_not_mix(bars):
+    background = -dataset.MEAN / dataset.STD
+    bars[500:] = background
+    augmented = dataset.Augmentation(rotation=20, shift=12, scaling=0.3)(bars)
+    assert augmented.shape == bars.shape and augmented.dtype == torch.float32
+    assert torch.allclose(augmented[500:], torch.tensor(background))
+    assert augmented.min() > background - 1e-4 and augmented.max() < bars.max() + 1e-4
+    full = dataset.Augmentation(shift=12)(torch.full((1000, 1, 28, 28), bars.max()))
+    assert full.amin(dim=(1, 2, 3)).median() == pytest.approx(background)
+
+
+def test_augmentation_obeys_the_seed(test_set):
+    augmentation, images = dataset.Augmentation(rotation=8, shift=1.4, scaling=0.05), test_set[:100][0]
+
+    def augmented(seed):
+        torch.manual_seed(seed)
+        return augmentation(images)
+
+    first = augmented(0)
+    assert not torch.equal(first, augmentation(images))
+    assert torch.equal(first, augmented(0)) and not torch.equal(first, augmented(1))
+
+
+@pytest.mark.parametrize(
+    "limits", [{"rotation": -1}, {"rotation": 181}, {"shift": 29}, {"scaling": 1}, {"shift": float("nan")}]
+)
+def test_augmentation_refuses_other_limits(limits):
+    with pytest.raises(ValueError):
+        dataset.Augmentation(**limits)
+
+
 def sums(images):
     return sorted(image.sum().item() for image in images)
 
@@ -342,20 +439,13 @@ def test_negative_sizes_do_not_send_tarfile_in_circles(tmp_path):
         MNIST(path)
 
 
-def part_of(image_set, indices):
-    """A data set of some images of another one."""
-    part = copy.copy(image_set)
-    part.images, part.labels = image_set.images[indices], image_set.labels[indices]
-    return part
-
-
 def test_training_and_test_images_must_differ(train_set, test_set):
     assert dataset.check_sets(train_set, test_set) == []
-    for train, test in ((test_set, test_set), (part_of(train_set, [0]), test_set)):
+    for train, test in ((test_set, test_set), (train_set.subset([0]), test_set)):
         with pytest.raises(ValueError):
             dataset.check_sets(train, test)
     # most of the smaller set is enough, whichever that is
-    for train, test in ((part_of(test_set, slice(100)), test_set), (test_set, part_of(test_set, slice(100)))):
+    for train, test in ((test_set.subset(slice(100)), test_set), (test_set, test_set.subset(slice(100)))):
         with pytest.raises(ValueError):
             dataset.check_sets(train, test)
     mixed = copy.copy(test_set)
@@ -365,7 +455,7 @@ def test_training_and_test_images_must_differ(train_set, test_set):
 
 
 def test_digits_without_training_images_are_named(train_set, test_set):
-    few = part_of(train_set, [i for i in range(100) if train_set.labels[i] not in (3, 8)])
+    few = train_set.subset([i for i in range(100) if train_set.labels[i] not in (3, 8)])
     (warning,) = dataset.check_sets(few, test_set)
     assert re.findall(r"\d", warning) == ["3", "8"]
 
