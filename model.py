@@ -57,14 +57,16 @@ class RegularizedLeNet5(LeNet5):
 
     dropout: probability, 0 <= dropout < 1, with which each of the 120 activations is set
     to zero while training; `model.eval()` switches that off.
+    batch_norm: False leaves the batch normalization out, to see what the rest does alone.
     """
 
-    def __init__(self, dropout=0.3):
+    def __init__(self, dropout=0.3, batch_norm=True):
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(6)  # 2 x 6 = 12
-        self.norm2 = nn.BatchNorm2d(16)  # 2 x 16 = 32
-        self.norm3 = nn.BatchNorm1d(120)  # 2 x 120 = 240
-        self.norm4 = nn.BatchNorm1d(84)  # 2 x 84 = 168
+        if batch_norm:
+            self.norm1 = nn.BatchNorm2d(6)  # 2 x 6 = 12
+            self.norm2 = nn.BatchNorm2d(16)  # 2 x 16 = 32
+            self.norm3 = nn.BatchNorm1d(120)  # 2 x 120 = 240
+            self.norm4 = nn.BatchNorm1d(84)  # 2 x 84 = 168
         self.dropout = nn.Dropout(dropout)
 
 

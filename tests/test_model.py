@@ -79,6 +79,19 @@ def test_regularization_is_off_in_evaluation(train_set):
     assert torch.allclose(model(images)[:1], model(images[:1]), atol=1e-5)
 
 
+def test_regularizations_can_be_left_out_one_by_one(train_set):
+    images, _ = train_set[:64]
+    for options in ({"dropout": 0, "batch_norm": False}, {"dropout": 0.5, "batch_norm": False}, {"dropout": 0}):
+        torch.manual_seed(0)
+        plain = LeNet5()
+        torch.manual_seed(0)
+        model = RegularizedLeNet5(**options)
+        normalizes, drops = options.get("batch_norm", True), options["dropout"] > 0
+        assert parameters(model) == (TOTALS[RegularizedLeNet5] if normalizes else TOTALS[LeNet5])
+        assert torch.equal(model(images), plain(images)) == (not normalizes and not drops)
+        assert torch.equal(model.eval()(images), plain.eval()(images)) == (not normalizes)
+
+
 def test_dropout_0_drops_nothing(train_set):
     model = RegularizedLeNet5(dropout=0)
     assert torch.equal(model(train_set[:64][0]), model(train_set[:64][0]))
