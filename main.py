@@ -5,6 +5,7 @@
 Change the constants below and run it again: every run has a folder of its own in results/.
 """
 
+import copy
 import io
 import json
 import math
@@ -20,6 +21,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.multiprocessing
 import torchvision
@@ -35,6 +37,7 @@ BATCH_SIZE = 32  # images per step; 16 to 256, a larger one wants a larger learn
 MOMENTUM = 0.9  # share of the last step that is added to the next; 0 to 0.99
 SEEDS = (0,)  # each experiment is trained once per seed; (0, 1, 2) shows how much is chance
 DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA) or "mps" (Apple); only "cpu" repeats a run to the last digit
+VALIDATION_IMAGES = 0  # to choose settings: the last so many training images (10_000) replace the test set
 WORKERS = None  # trainings at a time, each on a core of its own; None: one per core, on a GPU 1
 DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to it if there are none
 RESULTS_DIR = "results"  # folder in which each run makes a new one
@@ -43,10 +46,18 @@ RESULTS_DIR = "results"  # folder in which each run makes a new one
 #   model          one of the classes in model.py, called with options
 #   learning_rate  the highest of the schedule; 0.01 to 0.1; the loss explodes if it is too high
 #   weight_decay   pulls the weights towards 0 in each step; 0 (off) to 0.001
+#   augmentation   turns, moves and zooms the training images by up to so many degrees, pixels
+#                  and this share of their size; {} (off)
 EXPERIMENTS = {
-    "LeNet5": dict(model=LeNet5, options={}, learning_rate=0.02, weight_decay=0),
-    "CustomMLP": dict(model=CustomMLP, options={}, learning_rate=0.01, weight_decay=0),
-    "RegularizedLeNet5": dict(model=RegularizedLeNet5, options={"dropout": 0.3}, learning_rate=0.05, weight_decay=2e-4),
+    "LeNet5": dict(model=LeNet5, options={}, learning_rate=0.02, weight_decay=0, augmentation={}),
+    "CustomMLP": dict(model=CustomMLP, options={}, learning_rate=0.01, weight_decay=0, augmentation={}),
+    "RegularizedLeNet5": dict(
+        model=RegularizedLeNet5,
+        options={"dropout": 0.3},
+        learning_rate=0.05,
+        weight_decay=2e-4,
+        augmentation={"rotation": 8, "shift": 1.4, "scaling": 0.05},
+    ),
 }
 
 
@@ -86,6 +97,25 @@ def loss_and_accuracy(answers):
     logits, labels = (torch.cat(parts) for parts in zip(*answers))
     correct = (logits.argmax(dim=1) == labels).sum().item()
     return cross_entropy(logits, labels).item(), correct / len(labels)
+
+
+@torch.no_grad()
+def worst_mistakes(model, loader, count=25):
+    """Return what the model answers wrongly with the highest confidence, that first, as a dict
+    of arrays: images, uint8 (count, 28, 28); labels, the true ones; answers, those of the
+    model; confidences, their probabilities; and mistakes, the number of all wrong answers.
+
+    The loader must go through its images in their order.
+    """
+    model.eval()
+    # in double precision, in which few probabilities are rounded to 1
+    probabilities = torch.cat([model(images) for images, _ in loader]).double().softmax(dim=1)
+    confidences, answers = probabilities.max(dim=1)
+    images, labels = loader.dataset.images, loader.dataset.labels
+    wrong = (answers != labels).nonzero().squeeze(1)
+    worst = wrong[confidences[wrong].argsort(descending=True, stable=True)[:count]]
+    found = {"images": images, "labels": labels, "answers": answers, "confidences": confidences}
+    return {name: values[worst].cpu().numpy() for name, values in found.items()} | {"mistakes": len(wrong)}
 
 
 def batches(image_set, sampler, batch_size, drop_last=False):
@@ -129,19 +159,24 @@ def run_training(name, seed, train_set, test_set, folder):
     """Train one experiment with one seed for EPOCHS epochs.
 
     Writes <name>-seed<seed>.csv into the folder, a line as soon as an epoch is finished,
-    and at the end the trained weights as <name>-seed<seed>.pt.
+    and at the end the trained weights as <name>-seed<seed>.pt and its worst mistakes, the
+    arrays of `worst_mistakes`, as <name>-seed<seed>.npz.
 
     Raises FloatingPointError if the loss is no longer a finite number, and OSError if a file
     can't be written.
     """
     train_set.to(DEVICE)
     test_set.to(DEVICE)
+    if augmentation := EXPERIMENTS[name]["augmentation"]:
+        train_set = copy.copy(train_set)  # the other experiments get the images as they are
+        train_set.transform = dataset.Augmentation(**augmentation)
     train_loader = batches(
         train_set, RandomSampler(train_set), BATCH_SIZE, drop_last=leaves_single_image(train_set)
     )
     # No gradients to keep, so larger batches fit, and are faster.
     test_loader = batches(test_set, SequentialSampler(test_set), 1000)
-    # Decides the initial weights, the order of the images and what dropout sets to zero.
+    # Decides the initial weights, the order of the images, what dropout sets to zero and how
+    # images are augmented.
     torch.manual_seed(seed)
     model, optimizer, scheduler = build(name, EPOCHS * len(train_loader))
 
@@ -166,9 +201,11 @@ def run_training(name, seed, train_set, test_set, folder):
                 end="",  # the line in one piece, so that those of several processes don't mix
                 flush=True,
             )
-    weights = io.BytesIO()
+    weights, mistakes = io.BytesIO(), io.BytesIO()
     torch.save(model.state_dict(), weights)
     write_whole(f"{path}.pt", weights.getvalue())
+    np.savez(mistakes, **worst_mistakes(model, test_loader))
+    write_whole(f"{path}.npz", mistakes.getvalue())
 
 
 def run_trainings(trainings, workers, train_set, test_set, folder):
@@ -268,6 +305,19 @@ def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def hold_out(train_set):
+    """Split off the last VALIDATION_IMAGES training images. Return the rest and these.
+
+    Raises ValueError if they leave fewer than two to train on.
+    """
+    if VALIDATION_IMAGES > len(train_set) - 2:
+        raise ValueError(
+            f"VALIDATION_IMAGES = {VALIDATION_IMAGES} in main.py must leave some of the {len(train_set):,} images "
+            "in train.tar to train on"
+        )
+    return train_set.subset(slice(-VALIDATION_IMAGES)), train_set.subset(slice(-VALIDATION_IMAGES, None))
+
+
 def constants():
     """Return the constants at the top as {name: value}."""
     return {name: value for name, value in globals().items() if name.isupper()}
@@ -308,35 +358,64 @@ def write_whole(path, content):
 
 
 def write_summary(folder, data, trainings):
-    """Write the figures of the last epochs as a table into summary.md. Return its text."""
-    table = [["experiment", "parameters", *plot.HEADINGS.values(), "seconds"]]
+    """Write the figures of the last epochs as a table into summary.md, and below it a table of
+    all epochs for each experiment. Return the text of the first."""
     run = plot.read_run(folder)
+    baseline, *_ = run
+    table = [["experiment", "parameters", *plot.HEADINGS.values(), f"gain over {baseline}", "seconds"]]
     for name, seeds in run.items():
-        row = [name, f"{sum(parameter.numel() for parameter in build_model(name).parameters()):,}"]
-        for column in plot.HEADINGS:
-            form = ".2%" if column.endswith("accuracy") else ".4f"
-            row.append(mean_and_deviation([stats[column][-1] for stats in seeds.values()], form))
-        row.append(mean_and_deviation([stats["seconds"].sum() for stats in seeds.values()], ".0f"))
-        table.append(row)
-    widths = [max(map(len, column)) for column in zip(*table)]
-    table.insert(1, ["-" * width for width in widths])
+        parameters = sum(parameter.numel() for parameter in build_model(name).parameters())
+        figures = [figure(column, seeds, -1) for column in plot.HEADINGS]
+        seconds = mean_and_deviation([stats["seconds"].sum() for stats in seeds.values()], ".0f")
+        table.append([name, f"{parameters:,}", *figures, gain(seeds, run[baseline]), seconds])
 
-    seeds = "1 seed" if len(SEEDS) == 1 else f"mean ± standard deviation of {len(SEEDS)} seeds"
-    lines = [f"{data['description']}, last of {EPOCHS} epochs, {seeds}", ""]
-    lines += ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
+    averages = "1 seed" if len(SEEDS) == 1 else f"mean ± standard deviation of {len(SEEDS)} seeds"
+    lines = [f"{data['description']}, last of {EPOCHS} epochs, {averages}", "", *markdown(table), ""]
+    lines.append("Gain: in validation accuracy, percentage points" + (" ± standard error" if len(SEEDS) > 1 else ""))
     for name, seed in trainings:
         epochs = len(run.get(name, {}).get(seed, {}).get("epoch", ()))
         if epochs < EPOCHS:
             lines.append(f"\nNot finished: {name}, seed {seed}, {epochs} of {EPOCHS} epochs")
     text = "\n".join(lines) + "\n"
-    write_whole(folder / "summary.md", text.encode())
+
+    for name, seeds in run.items():
+        epochs = range(min(len(stats["epoch"]) for stats in seeds.values()))
+        table = [["epoch", *plot.HEADINGS.values()]]
+        table += [[str(epoch + 1), *(figure(column, seeds, epoch) for column in plot.HEADINGS)] for epoch in epochs]
+        lines += ["", f"## {name}, epoch by epoch", "", *markdown(table)]
+    write_whole(folder / "summary.md", ("\n".join(lines) + "\n").encode())
     return text
+
+
+def markdown(table):
+    """Return the lines of a table, a list of rows of texts, the first of them the headings."""
+    widths = [max(map(len, column)) for column in zip(*table)]
+    rows = [table[0], ["-" * width for width in widths], *table[1:]]
+    return ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+
+
+def figure(column, seeds, epoch):
+    """Return a cell of the tables: the figure of a column after an epoch, over the seeds."""
+    form = ".2%" if column.endswith("accuracy") else ".4f"
+    return mean_and_deviation([stats[column][epoch] for stats in seeds.values()], form)
 
 
 def mean_and_deviation(values, form):
     """Return the mean in this format, with "± standard deviation" where there are several values."""
     deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
     return f"{statistics.mean(values):{form}}{deviation}"
+
+
+def gain(seeds, baseline):
+    """Return by how many percentage points the last validation accuracy lies above that of
+    another experiment, on average, with its standard error where both have several seeds."""
+    if seeds is baseline:
+        return ""
+    ours, theirs = ([100 * stats["val_accuracy"][-1] for stats in each.values()] for each in (seeds, baseline))
+    text = f"{statistics.mean(ours) - statistics.mean(theirs):+.2f}"
+    if min(len(ours), len(theirs)) > 1:
+        text += f" ± {math.hypot(*(statistics.stdev(each) / math.sqrt(len(each)) for each in (ours, theirs))):.2f}"
+    return text
 
 
 def check_constants():
@@ -352,6 +431,7 @@ def check_constants():
             are_seeds(SEEDS),
             "different whole numbers from 0 in brackets, such as (0,) or (0, 1, 2)",
         ),
+        ("VALIDATION_IMAGES", VALIDATION_IMAGES, is_whole(VALIDATION_IMAGES, 0), "a whole number from 0"),
         ("WORKERS", WORKERS, WORKERS is None or is_whole(WORKERS, 1), "None or a whole number from 1"),
         ("DEVICE", DEVICE, is_device(DEVICE), '"cpu" or an accelerator of this machine, such as "cuda" or "mps"'),
         ("DATA_DIR", DATA_DIR, isinstance(DATA_DIR, (str, Path)), "the path of a folder in quotes"),
@@ -383,18 +463,19 @@ def check_experiment(name, row):
         or name.strip(" .") != name
     ):
         raise ValueError(f"{where}: the name must be one that a file can have")
-    if name.casefold() == "comparison":
+    if name.casefold() in ("comparison", "mistakes"):
         raise ValueError(f"{where}: the name must be another one, for there is a plot of that name")
-    fields = ("model", "options", "learning_rate", "weight_decay")
+    fields = ("model", "options", "learning_rate", "weight_decay", "augmentation")
     if not isinstance(row, dict) or set(row) != set(fields):
         raise ValueError(f"{where} must be dict({'=..., '.join(fields)}=...), not {row!r}")
-    model, options, learning_rate, weight_decay = (row[field] for field in fields)
+    model, options, learning_rate, weight_decay, augmentation = (row[field] for field in fields)
     is_class = isinstance(model, type) and issubclass(model, torch.nn.Module)
     checks = [
         ("model", is_class, "a class of model.py, without brackets"),
         ("options", isinstance(options, dict), 'what the model takes, such as {"dropout": 0.3}, or {}'),
         ("learning_rate", is_number(learning_rate) and learning_rate > 0, "a number above 0"),
         ("weight_decay", is_number(weight_decay) and weight_decay >= 0, "a number from 0"),
+        ("augmentation", isinstance(augmentation, dict), 'limits, such as {"rotation": 8, "shift": 1.4}, or {}'),
     ]
     for field, allowed, rule in checks:
         if not allowed:
@@ -403,6 +484,10 @@ def check_experiment(name, row):
         layers = model(**options).modules()
     except Exception as error:  # whatever the model objects to
         raise ValueError(f"{where}: options = {options!r} don't fit {model.__name__}: {error}") from error
+    try:
+        dataset.Augmentation(**augmentation)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: augmentation = {augmentation!r} can't be used: {error}") from error
     if BATCH_SIZE == 1 and any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in layers):
         raise ValueError(
             f"BATCH_SIZE = 1 in main.py must be at least 2 for {name!r}: batch norm can't normalize one image"
@@ -449,6 +534,8 @@ def main():
         test_set = dataset.MNIST(data_dir / "test.tar")
         for warning in dataset.check_sets(train_set, test_set):
             print(f"warning: {warning}", file=sys.stderr)
+        if VALIDATION_IMAGES:
+            train_set, test_set = hold_out(train_set)
         if leaves_single_image(train_set):
             print(
                 f"warning: BATCH_SIZE = {BATCH_SIZE} leaves over a single one of the training images, which is "
@@ -456,8 +543,9 @@ def main():
                 file=sys.stderr,
             )
         source = "the shipped sample" if data_dir == dataset.SAMPLE_DIR else f"{Path(DATA_DIR)}/"
+        kind = "held-out" if VALIDATION_IMAGES else "test"
         data = {
-            "description": f"{len(train_set):,} training and {len(test_set):,} test images from {source}",
+            "description": f"{len(train_set):,} training and {len(test_set):,} {kind} images from {source}",
             "folder": str(data_dir.resolve()),
             "train_images": len(train_set),
             "test_images": len(test_set),

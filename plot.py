@@ -1,4 +1,4 @@
-"""Draw loss and accuracy curves from the CSVs of a run.
+"""Draw loss and accuracy curves from the CSVs of a run, and its worst mistakes.
 
     python plot.py                        the newest run in results/, again
     python plot.py results/A              that run
@@ -7,8 +7,10 @@
 
 import csv
 import json
+import math
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +111,56 @@ def plot_comparison(folders):
     return figure
 
 
+def plot_mistakes(folder):
+    """Return a Figure with the images that each experiment got wrong with the highest
+    confidence, up to 5 x 5, the true label and the answer above each. Of several seeds it
+    shows the first. Returns None if no training was finished.
+
+    Raises ValueError, naming the file, if a file of mistakes isn't one that main.py wrote.
+    """
+    finished = {}
+    for name, seeds in read_run(folder).items():
+        paths = {f"{name}, seed {seed}": Path(folder) / f"{name}-seed{seed}.npz" for seed in seeds}
+        finished |= [(training, path) for training, path in paths.items() if path.exists()][:1]
+    if not finished:
+        return None
+    columns = min(len(finished), 2)
+    rows = math.ceil(len(finished) / columns)
+    figure = Figure(figsize=(7.2, 0.7 + 4.7 * rows), dpi=150, layout="constrained")
+    figure.suptitle(title(folder, "Worst mistakes, label \N{RIGHTWARDS ARROW} answer", 1), fontsize=11)
+    all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in all_axes:
+        axes.set_axis_off()
+    for axes, (training, path) in zip(all_axes, finished.items()):
+        draw_mistakes(axes, training, read_mistakes(path))
+    return figure
+
+
+def read_mistakes(path):
+    """Return the arrays that main.py saved of the mistakes of a training, as a dict."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in ("images", "labels", "answers", "confidences", "mistakes")}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def draw_mistakes(axes, training, mistakes):
+    """Draw the images in rows of five, and say above them how many mistakes there are in all."""
+    confidences = mistakes["confidences"]
+    heading = f"{training}: {mistakes['mistakes']:,} mistakes"
+    if len(confidences):
+        heading += f"\nthese with {confidences.min():.0%} to {confidences.max():.0%} confidence"
+    axes.set_title(heading, fontsize=12)
+    picture = np.full((5 * 40, 5 * 32), 255, dtype=np.uint8)  # white, 32 x 40 for an image and its labels
+    for place, image in enumerate(mistakes["images"]):
+        top, left = 40 * (place // 5) + 12, 32 * (place % 5) + 2
+        picture[top : top + 28, left : left + 28] = image
+        labels = f"{mistakes['labels'][place]} \N{RIGHTWARDS ARROW} {mistakes['answers'][place]}"
+        axes.text(left + 14, top - 1.5, labels, ha="center", va="bottom", fontsize=14)
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+
+
 def draw_curve(axes, seeds, column, label, color, line_style):
     """Draw one column against the epochs: the mean over the seeds as a line, their range as
     a band. The label in the legend ends with the mean of the last epoch."""
@@ -176,11 +228,13 @@ def run_label(folder, folders):
 
 
 def save_plots(folder):
-    """Write <experiment>.png for each experiment and comparison.png into the folder of a
-    run, over those of an earlier call. Return their paths."""
+    """Write <experiment>.png for each experiment, comparison.png and mistakes.png into the
+    folder of a run, over those of an earlier call. Return their paths."""
     folder = Path(folder)
     figures = {name: plot_experiment(folder, name) for name in read_run(folder)}
     figures["comparison"] = plot_comparison([folder])
+    if mistakes := plot_mistakes(folder):
+        figures["mistakes"] = mistakes
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png")
     return [folder / f"{name}.png" for name in figures]

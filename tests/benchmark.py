@@ -6,7 +6,6 @@ Takes 35 minutes on data/train.tar and data/test.tar, five minutes on the sample
 it uses if these are not there. Each figure is the median of several runs, the two sides taking turns.
 """
 
-import copy
 import io
 import statistics
 import subprocess
@@ -30,6 +29,8 @@ import dataset
 import main
 
 RUNS = 3  # of each side
+SHORT_RUNS = 41  # of short epochs: what is compared differs by less than the machine's speed drifts in a long one
+SHORT_EPOCH = 4000  # images
 
 # What a program pays before it does anything of its own.
 IMPORTS = "import torch, torchvision, matplotlib.figure"
@@ -84,9 +85,17 @@ def write_idx(folder, train_set, test_set):
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(images.labels))
 
 
-def torchvision_loader(folder, train, batch_size):
-    """The usual loader: one image after the other becomes a tensor and is normalized."""
+def torchvision_loader(folder, train, batch_size, augmentation=None):
+    """The usual loader: one image after the other is augmented, becomes a tensor and is normalized."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    if augmentation:
+        affine = transforms.RandomAffine(
+            augmentation["rotation"],
+            translate=(augmentation["shift"] / 28,) * 2,
+            scale=(1 - augmentation["scaling"], 1 + augmentation["scaling"]),
+            interpolation=transforms.InterpolationMode.BILINEAR,
+        )
+        transform.transforms.insert(0, affine)
     images = torchvision.datasets.MNIST(folder, train=train, transform=transform)
     return DataLoader(images, batch_size=batch_size, shuffle=train)
 
@@ -97,13 +106,16 @@ def compare_loaders(folder, train_set):
     return side_by_side(lambda: one_pass(ours), lambda: one_pass(theirs))
 
 
-def compare_steps(train_set):
-    # many short epochs: the difference is smaller than what the machine's speed drifts by in a long one
-    runs = 41
-    images = copy.copy(train_set)
-    images.images, images.labels = images.images[:4000], images.labels[:4000]
+def short_epoch(images):
+    """Return a function that trains LeNet5 for one epoch on these images."""
     loader = main.batches(images, RandomSampler(images), main.BATCH_SIZE)
-    cut_batches = list(loader)
+    model, optimizer, scheduler = main.build("LeNet5", SHORT_RUNS * len(loader))
+    return lambda: main.train(model, loader, optimizer, scheduler)
+
+
+def compare_steps(train_set):
+    images = train_set.subset(slice(SHORT_EPOCH))
+    cut_batches = list(main.batches(images, RandomSampler(images), main.BATCH_SIZE))
 
     def bare_epoch(model, optimizer, scheduler):
         model.train()
@@ -114,9 +126,14 @@ def compare_steps(train_set):
             optimizer.step()
             scheduler.step()
 
-    model, optimizer, scheduler = main.build("LeNet5", runs * len(loader))
-    bare = main.build("LeNet5", runs * len(loader))
-    return side_by_side(lambda: main.train(model, loader, optimizer, scheduler), lambda: bare_epoch(*bare), runs)
+    bare = main.build("LeNet5", SHORT_RUNS * len(cut_batches))
+    return side_by_side(short_epoch(images), lambda: bare_epoch(*bare), SHORT_RUNS)
+
+
+def compare_augmentation(train_set):
+    plain, augmented = train_set.subset(slice(SHORT_EPOCH)), train_set.subset(slice(SHORT_EPOCH))
+    augmented.transform = dataset.Augmentation(rotation=8, shift=1.4, scaling=0.05)
+    return side_by_side(short_epoch(augmented), short_epoch(plain), SHORT_RUNS)
 
 
 def compare_parsing(tar_path, train_set):
@@ -135,7 +152,7 @@ def train_like_the_example(folder, epochs):
     mnist/main.py: transforms per image, PyTorch's default number of threads."""
     for name, experiment in main.EXPERIMENTS.items():
         model = experiment["model"](**experiment["options"])
-        train_loader = torchvision_loader(folder, True, main.BATCH_SIZE)
+        train_loader = torchvision_loader(folder, True, main.BATCH_SIZE, experiment["augmentation"])
         test_loader = torchvision_loader(folder, False, 1000)
         optimizer = torch.optim.SGD(
             model.parameters(),
@@ -243,6 +260,11 @@ def measure():
                     "<= 1.3",
                     lambda: compare_parsing(folder / "train.tar", train_set),
                 ),
+                (
+                    "one epoch of train(), 4,000 images, with / without augmentation",
+                    "<= 1.15",
+                    lambda: compare_augmentation(train_set),
+                ),
                 (f"main.py, {main.EPOCHS} epochs, WORKERS = 2 / 1", "<= 0.65", lambda: compare_workers(folder)),
                 (
                     f"main.py, {main.EPOCHS} epochs / pytorch/examples",
@@ -255,13 +277,13 @@ def measure():
             ours, theirs, ratio = times()
             print_row(number, what, f"{ours:.2f} s", f"{theirs:.2f} s", f"{ratio:.3f}", target)
         # one process that does everything; the peak of one that it started would contain its own
-        print_row(6, "peak memory beyond the imports", f"{memory(folder, 1):.0f} MB", "", "", "<= 150 MB")
+        print_row(7, "peak memory beyond the imports", f"{memory(folder, 1):.0f} MB", "", "", "<= 150 MB")
         tenth = len(train_set) // 10
         few = loading(idx_folder, train_set.images[:tenth], train_set.labels[:tenth])
         all_ = loading(idx_folder, train_set.images, train_set.labels)
         for what, unit, ten, one in zip(("time", "memory"), ("s", "MB"), all_, few):
             what = f"loading {what}, {len(train_set):,} / {tenth:,} images"
-            print_row(6, what, f"{ten:.2f} {unit}", f"{one:.2f} {unit}", f"{ten / one:.1f}", "10")
+            print_row(7, what, f"{ten:.2f} {unit}", f"{one:.2f} {unit}", f"{ten / one:.1f}", "10")
 
 
 if __name__ == "__main__":

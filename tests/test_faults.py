@@ -129,7 +129,8 @@ def test_exploding_loss_ends_that_training_only(start, tmp_path):
     assert "LeNet5" in line and "seed 0" in line and "epoch 1" in line and "learning_rate" in line
     folder = results_of(tmp_path)
     assert set(plot.read_run(folder)) == {"CustomMLP", "RegularizedLeNet5"}
-    assert {path.stem for path in folder.glob("*.png")} == {"CustomMLP", "RegularizedLeNet5", "comparison"}
+    plots = {"CustomMLP", "RegularizedLeNet5", "comparison", "mistakes"}
+    assert {path.stem for path in folder.glob("*.png")} == plots
     assert "LeNet5, seed 0" in (folder / "summary.md").read_text()
 
 

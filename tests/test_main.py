@@ -46,8 +46,9 @@ def rows(path):
 
 def test_results_folder_holds_a_csv_and_weights_of_every_training(results):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", results.name)
-    trainings = {f"{name}-seed{seed}.{end}" for name in EXPERIMENTS for seed in (0, 3) for end in ("csv", "pt")}
-    plots = {f"{name}.png" for name in (*EXPERIMENTS, "comparison")}
+    ends = ("csv", "pt", "npz")
+    trainings = {f"{name}-seed{seed}.{end}" for name in EXPERIMENTS for seed in (0, 3) for end in ends}
+    plots = {f"{name}.png" for name in (*EXPERIMENTS, "comparison", "mistakes")}
     assert {path.name for path in results.iterdir()} == trainings | plots | {"settings.json", "summary.md"}
     for path in results.glob("*.csv"):
         assert path.read_text().splitlines()[0] == "epoch,train_loss,train_accuracy,val_loss,val_accuracy,seconds"
@@ -73,6 +74,27 @@ def test_saved_weights_are_those_that_were_validated(results, test_set):
         assert float(last["val_accuracy"]) == pytest.approx(accuracy)
 
 
+def test_saved_mistakes_are_the_wrong_answers_of_highest_confidence(results, test_set):
+    images, labels = test_set[:]
+    for model_class in (LeNet5, CustomMLP, RegularizedLeNet5):
+        model = model_class().eval()
+        model.load_state_dict(torch.load(results / f"{model_class.__name__}-seed3.pt", weights_only=True))
+        with torch.no_grad():
+            probabilities = model(images).double().softmax(dim=1)
+        wrong = [
+            (row.max().item(), row.argmax().item(), index)
+            for index, row in enumerate(probabilities)
+            if row.argmax() != labels[index]
+        ]
+        saved = plot.read_mistakes(results / f"{model_class.__name__}-seed3.npz")
+        assert saved["mistakes"] == len(wrong) > 25 or len(saved["labels"]) == len(wrong)
+        assert saved["confidences"] == pytest.approx(sorted((mistake[0] for mistake in wrong), reverse=True)[:25])
+        answers = {(test_set.images[index].numpy().tobytes(), labels[index].item(), answer) for _, answer, index in wrong}
+        assert len(saved["images"]) == min(25, len(wrong))
+        for image, label, answer in zip(saved["images"], saved["labels"], saved["answers"]):
+            assert (image.tobytes(), label, answer) in answers
+
+
 def test_settings_tell_constants_data_and_versions(results):
     settings = json.loads((results / "settings.json").read_text())
     constants = re.findall(r"^([A-Z_]+) = ", (PROJECT / "main.py").read_text(), re.MULTILINE)
@@ -84,7 +106,7 @@ def test_settings_tell_constants_data_and_versions(results):
 
 
 def test_summary_holds_mean_and_deviation_of_the_last_epochs(finished, results):
-    summary = (results / "summary.md").read_text()
+    summary = (results / "summary.md").read_text().partition("\n## ")[0]
     assert summary in finished[1].stdout
     for name, parameters in zip(EXPERIMENTS, ("61,706", "61,720", "62,158")):
         (line,) = [line for line in summary.splitlines() if line.startswith(f"| {name} ")]
@@ -100,6 +122,28 @@ def test_summary_holds_mean_and_deviation_of_the_last_epochs(finished, results):
             values = [float(row[column]) for row in last]
             expected.append(f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}")
         assert cells[:5] == expected
+        if name == "LeNet5":
+            baseline, gain = last, ""
+        else:
+            ours, theirs = ([100 * float(row["val_accuracy"]) for row in each] for each in (last, baseline))
+            error = ((statistics.variance(ours) + statistics.variance(theirs)) / 2) ** 0.5
+            gain = f"{statistics.mean(ours) - statistics.mean(theirs):+.2f} ± {error:.2f}"
+        assert cells[5] == gain
+
+
+def test_summary_holds_every_epoch(results):
+    blocks = (results / "summary.md").read_text().split("## ")[1:]
+    for name, block in zip(EXPERIMENTS, blocks, strict=True):
+        assert block.startswith(name)
+        lines = [line.split("|")[1:-1] for line in block.splitlines() if line.startswith("| ")][2:]
+        trainings = [rows(results / f"{name}-seed{seed}.csv") for seed in (0, 3)]
+        for epoch, (line, *same) in enumerate(zip(lines, *trainings, strict=True), start=1):
+            assert line[0].strip() == str(epoch)
+            for cell, column in zip(line[1:], ("train_loss", "train_accuracy", "val_loss", "val_accuracy"), strict=True):
+                mean, _, deviation = (float(part.rstrip("%")) for part in cell.replace("±", "0").split())
+                values = [float(row[column]) * (100 if "%" in cell else 1) for row in same]
+                assert mean == pytest.approx(statistics.mean(values), abs=0.006 if "%" in cell else 6e-5)
+                assert deviation == pytest.approx(statistics.stdev(values), abs=0.006 if "%" in cell else 6e-5)
 
 
 def test_prints_a_line_for_every_epoch_and_the_plots(finished, results):
@@ -133,7 +177,7 @@ def test_plot_draws_the_newest_run_or_several(finished):
     for png in original.glob("*.png"):
         png.unlink()
     assert run(folder, "plot.py").returncode == 0
-    assert len(list(original.glob("*.png"))) == 4 and not list(older.glob("*.png"))
+    assert len(list(original.glob("*.png"))) == 5 and not list(older.glob("*.png"))
     assert run(folder, "plot.py", str(older)).returncode == 0
     assert {path.name for path in older.glob("*.png")} == {"Old.png", "comparison.png"}
     process = run(folder, "plot.py", str(older), str(original))
@@ -178,6 +222,7 @@ BAD_CONSTANTS = [
     *(("BATCH_SIZE", value) for value in (0, 32.0, None)),
     *(("MOMENTUM", value) for value in (1, -0.1, "0.9", float("nan"))),
     *(("SEEDS", value) for value in ((), 0, (0, 0), (-1,), (0.5,), "01", (2**64,))),
+    *(("VALIDATION_IMAGES", value) for value in (-1, 0.5, "10", None)),
     *(("WORKERS", value) for value in (0, -2, 1.5, "2")),
     *(("DEVICE", value) for value in ("abacus", "cuda:99", None, 7.5, "")),
     *(("DATA_DIR", value) for value in (None, 3)),
@@ -195,12 +240,13 @@ def test_bad_constants_are_named_before_anything_is_read(monkeypatch, capsys, na
     assert name in line and repr(value) in line
 
 
-GOOD_ROW = dict(model=LeNet5, options={}, learning_rate=0.01, weight_decay=0)
+GOOD_ROW = dict(model=LeNet5, options={}, learning_rate=0.01, weight_decay=0, augmentation={})
 BAD_FIELDS = [
     *(("model", value) for value in ("LeNet5", LeNet5(), None, int)),
     *(("options", value) for value in (None, {"dropout": 0.5}, {"dropout": 2})),
     *(("learning_rate", value) for value in (0, -0.1, "0.1", float("inf"), float("nan"), None)),
     *(("weight_decay", value) for value in (-0.1, "0", float("nan"), None)),
+    *(("augmentation", value) for value in (None, 8, {"rotate": 8}, {"shift": -1}, {"scaling": "0.05"})),
 ]
 
 
@@ -235,6 +281,7 @@ def test_rows_with_other_fields_are_refused(monkeypatch, capsys, row):
         (5,),
         (" a",),
         ("comparison",),
+        ("Mistakes",),
         ("lenet", "LeNet"),
     ],
 )
@@ -256,18 +303,32 @@ def test_batches_of_one_are_refused_for_batch_norm_only(monkeypatch, capsys):
 
 @pytest.mark.parametrize("images, batch_size", [(20, 1), (63, 31), (50, 1000), (2, 1000), (64, 32)])
 def test_every_batch_size_trains(monkeypatch, tmp_path, train_set, test_set, images, batch_size):
-    few = copy.copy(train_set)
-    few.images, few.labels = train_set.images[:images], train_set.labels[:images]
     monkeypatch.setattr(main, "EPOCHS", 1)
     monkeypatch.setattr(main, "BATCH_SIZE", batch_size)
     name = "LeNet5" if batch_size == 1 else "RegularizedLeNet5"
-    main.run_training(name, 0, few, test_set, tmp_path)
+    main.run_training(name, 0, train_set.subset(slice(images)), test_set, tmp_path)
     assert len(rows(tmp_path / f"{name}-seed0.csv")) == 1
 
 
+def test_augmentation_is_for_the_training_images_of_its_experiment_only(monkeypatch, tmp_path, train_set, test_set):
+    monkeypatch.setattr(main, "EPOCHS", 1)
+    still = {**GOOD_ROW, "model": CustomMLP, "learning_rate": 1e-20}  # learns nothing: all differences come from the images
+    moved = {**still, "augmentation": {"rotation": 8, "shift": 1.4, "scaling": 0.05}}
+    monkeypatch.setattr(main, "EXPERIMENTS", {"moved": moved, "still": still})
+    figures = {}
+    for name in ("moved", "still"):
+        main.run_training(name, 0, train_set, test_set, tmp_path)
+        (figures[name],) = rows(tmp_path / f"{name}-seed0.csv")
+    torch.manual_seed(0)
+    model = main.build_model("still")
+    loss, _ = main.test(model, main.batches(train_set, SequentialSampler(train_set), 1000))
+    assert float(figures["still"]["train_loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(figures["moved"]["train_loss"]) != pytest.approx(loss, rel=1e-4)
+    assert figures["moved"]["val_loss"] == figures["still"]["val_loss"]
+
+
 def test_every_test_image_counts(monkeypatch, tmp_path, train_set, test_set):
-    images = copy.copy(test_set)  # one more than a batch
-    images.images, images.labels = train_set.images[:1001], train_set.labels[:1001]
+    images = train_set.subset(slice(1001))  # one more than a batch
     monkeypatch.setattr(main, "EPOCHS", 1)
     main.run_training("CustomMLP", 0, images, images, tmp_path)
     accuracy = float(rows(tmp_path / "CustomMLP-seed0.csv")[0]["val_accuracy"])
@@ -314,6 +375,28 @@ def test_warnings_about_the_data_are_printed(monkeypatch, small_data, capsys, tr
     assert main.main() == 0
     both, digit, single = capsys.readouterr().err.splitlines()
     assert "2" in both and "7" in digit and "BATCH_SIZE" in single
+
+
+def test_held_out_images_are_validated_instead_of_the_test_set(monkeypatch, small_data, train_set):
+    monkeypatch.setattr(main, "VALIDATION_IMAGES", 10)
+    assert main.main() == 0
+    (results,) = (small_data / "results").iterdir()
+    data = json.loads((results / "settings.json").read_text())["data"]
+    assert "20 training and 10 held-out" in data["description"]
+    model = CustomMLP()
+    model.load_state_dict(torch.load(results / "CustomMLP-seed0.pt", weights_only=True))
+    held_out = train_set.subset(slice(20, 30))
+    loss, _ = main.test(model, main.batches(held_out, SequentialSampler(held_out), 10))
+    assert float(rows(results / "CustomMLP-seed0.csv")[0]["val_loss"]) == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [29, 30, 10_000])
+def test_images_to_train_on_must_be_left(monkeypatch, small_data, capsys, count):
+    monkeypatch.setattr(main, "VALIDATION_IMAGES", count)
+    assert main.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "VALIDATION_IMAGES" in line and str(count) in line
+    assert not (small_data / "results").exists()
 
 
 @pytest.mark.parametrize("constant", ["DATA_DIR", "RESULTS_DIR"])
@@ -459,7 +542,7 @@ RegularizedLeNet5.forward = die
     (line,) = process.stderr.splitlines()
     assert "RegularizedLeNet5" in line and "seed 0" in line
     (results,) = (folder / "results").iterdir()
-    assert {path.name for path in results.glob("*.png")} == {"LeNet5.png", "CustomMLP.png", "comparison.png"}
+    assert {path.stem for path in results.glob("*.png")} == {"LeNet5", "CustomMLP", "comparison", "mistakes"}
     # the last of the two had not begun when the first training, the longest, was killed
     assert {path.name for path in results.glob("*.pt")} == {"LeNet5-seed0.pt", "CustomMLP-seed0.pt"}
     assert "RegularizedLeNet5, seed 0" in (results / "summary.md").read_text()

@@ -1,6 +1,7 @@
 """The curves: what the figures hold, whatever lies in the folder."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -125,6 +126,57 @@ def test_every_value_can_be_drawn(tmp_path, loss, accuracy):
     write_csv(tmp_path / "B-seed0.csv", [(1, 1, 0.5, 1, 0.5, 1), (2, loss, accuracy, loss, accuracy, 1)])
     write_csv(tmp_path / "B-seed1.csv", [(1, 1, 0.5, 1, 0.5, 1)])
     assert all(path.stat().st_size > 10_000 for path in plot.save_plots(tmp_path))
+
+
+def write_mistakes(path, count):
+    """Write mistakes of a training: the first of `count` has an image full of 1s, the label 1
+    and the answer 2, and so on."""
+    numbers = np.arange(1, count + 1)
+    images = np.broadcast_to(numbers.astype(np.uint8)[:, None, None], (count, 28, 28))
+    labels, answers = numbers % 10, (numbers + 1) % 10
+    confidences = np.linspace(0.9, 0.5, count)
+    np.savez(path, images=images, labels=labels, answers=answers, confidences=confidences, mistakes=1234)
+
+
+@pytest.mark.parametrize("count", [25, 7, 1, 0])
+def test_mistakes_show_every_image_below_its_label_and_answer(folder, count):
+    write_mistakes(folder / "LeNet-seed1.npz", count)
+    write_mistakes(folder / "MLP-seed0.npz", 1)
+    figure = plot.plot_mistakes(folder)
+    figure.draw_without_rendering()
+    _, axes = figure.axes
+    assert "LeNet" in axes.get_title() and "seed 1" in axes.get_title() and "1,234" in axes.get_title()
+    picture = axes.images[0].get_array()
+    for number in range(1, count + 1):
+        assert (picture == number).sum() == 28 * 28
+    texts = sorted(axes.texts, key=lambda text: (text.get_position()[1], text.get_position()[0]))
+    assert len(texts) == count
+    for number, text in enumerate(texts, start=1):
+        label, answer = (int(digit) for digit in re.findall(r"\d", text.get_text()))
+        assert (label, answer) == (number % 10, (number + 1) % 10)
+        x, y = text.get_position()
+        assert picture[int(y) + 3, int(x)] == number  # the text stands right above its image
+        box = text.get_window_extent()
+        assert not any(box.overlaps(other.get_window_extent()) for other in texts if other is not text)
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+
+
+def test_mistakes_of_the_first_seed_that_was_finished(folder):
+    assert plot.plot_mistakes(folder) is None
+    for seed in (1, 0):
+        write_mistakes(folder / f"LeNet-seed{seed}.npz", 3)
+        assert f"seed {seed}" in plot.plot_mistakes(folder).axes[0].get_title()
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", None])
+def test_damaged_mistakes_are_errors_that_name_the_file(folder, capsys, content):
+    path = folder / "LeNet-seed0.npz"
+    np.savez(path, images=np.zeros((1, 28, 28)))
+    if content is not None:
+        path.write_bytes(content)
+    assert plot.main([str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
 
 
 def test_several_runs_are_told_apart_by_folder_and_line_style(folder, tmp_path):
