@@ -96,7 +96,7 @@ def plot_comparison(folders):
     runs = {folder: read_run(folder) for folder in folders}
     names = list(dict.fromkeys(name for run in runs.values() for name in run))
     entries = sum(len(run) for run in runs.values())
-    figure = Figure(figsize=(9, 7 + 0.4 * entries), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.2, 6.4 + 0.4 * entries), dpi=150, layout="constrained")
     titles = [
         title(folder, run_label(folder, folders), max(map(len, run.values()))) for folder, run in runs.items()
     ]
@@ -216,7 +216,7 @@ def unspread_accuracy(spread):
 def title(folder, name, seeds):
     """Return the heading of a figure: a name, the data of the run, the number of seeds."""
     data = read_settings(folder).get("data", {}).get("description", "unknown data")
-    return f"{name} \N{EN DASH} {data}" + (f"\nmean and range of {seeds} seeds" if seeds > 1 else "")
+    return name + (f", mean and range of {seeds} seeds" if seeds > 1 else "") + f"\n{data}"
 
 
 def run_label(folder, folders):

@@ -1,6 +1,5 @@
 """The training loop, and the whole program as a user runs it."""
 
-import copy
 import csv
 import json
 import re
@@ -74,6 +73,15 @@ def test_saved_weights_are_those_that_were_validated(results, test_set):
         assert float(last["val_accuracy"]) == pytest.approx(accuracy)
 
 
+def test_batch_norm_remembers_the_training_images_as_they_are(results, train_set):
+    model = RegularizedLeNet5()
+    model.load_state_dict(torch.load(results / "RegularizedLeNet5-seed3.pt", weights_only=True))
+    with torch.no_grad():
+        outputs = model.pool(model.conv1(train_set[:][0]))
+    assert torch.allclose(model.norm1.running_mean, outputs.mean(dim=(0, 2, 3)), atol=1e-4)
+    assert torch.allclose(model.norm1.running_var, outputs.var(dim=(0, 2, 3)), rtol=0.02)
+
+
 def test_saved_mistakes_are_the_wrong_answers_of_highest_confidence(results, test_set):
     images, labels = test_set[:]
     for model_class in (LeNet5, CustomMLP, RegularizedLeNet5):
@@ -89,7 +97,9 @@ def test_saved_mistakes_are_the_wrong_answers_of_highest_confidence(results, tes
         saved = plot.read_mistakes(results / f"{model_class.__name__}-seed3.npz")
         assert saved["mistakes"] == len(wrong) > 25 or len(saved["labels"]) == len(wrong)
         assert saved["confidences"] == pytest.approx(sorted((mistake[0] for mistake in wrong), reverse=True)[:25])
-        answers = {(test_set.images[index].numpy().tobytes(), labels[index].item(), answer) for _, answer, index in wrong}
+        answers = {
+            (test_set.images[index].numpy().tobytes(), labels[index].item(), answer) for _, answer, index in wrong
+        }
         assert len(saved["images"]) == min(25, len(wrong))
         for image, label, answer in zip(saved["images"], saved["labels"], saved["answers"]):
             assert (image.tobytes(), label, answer) in answers
@@ -139,7 +149,9 @@ def test_summary_holds_every_epoch(results):
         trainings = [rows(results / f"{name}-seed{seed}.csv") for seed in (0, 3)]
         for epoch, (line, *same) in enumerate(zip(lines, *trainings, strict=True), start=1):
             assert line[0].strip() == str(epoch)
-            for cell, column in zip(line[1:], ("train_loss", "train_accuracy", "val_loss", "val_accuracy"), strict=True):
+            for cell, column in zip(
+                line[1:], ("train_loss", "train_accuracy", "val_loss", "val_accuracy"), strict=True
+            ):
                 mean, _, deviation = (float(part.rstrip("%")) for part in cell.replace("±", "0").split())
                 values = [float(row[column]) * (100 if "%" in cell else 1) for row in same]
                 assert mean == pytest.approx(statistics.mean(values), abs=0.006 if "%" in cell else 6e-5)
@@ -301,7 +313,7 @@ def test_batches_of_one_are_refused_for_batch_norm_only(monkeypatch, capsys):
     main.check_constants()
 
 
-@pytest.mark.parametrize("images, batch_size", [(20, 1), (63, 31), (50, 1000), (2, 1000), (64, 32)])
+@pytest.mark.parametrize("images, batch_size", [(20, 1), (63, 31), (50, 1000), (2, 1000), (64, 32), (1001, 1000)])
 def test_every_batch_size_trains(monkeypatch, tmp_path, train_set, test_set, images, batch_size):
     monkeypatch.setattr(main, "EPOCHS", 1)
     monkeypatch.setattr(main, "BATCH_SIZE", batch_size)
@@ -310,9 +322,12 @@ def test_every_batch_size_trains(monkeypatch, tmp_path, train_set, test_set, ima
     assert len(rows(tmp_path / f"{name}-seed0.csv")) == 1
 
 
-def test_augmentation_is_for_the_training_images_of_its_experiment_only(monkeypatch, tmp_path, train_set, test_set):
+def test_augmentation_is_for_the_training_images_of_its_experiment_only(
+    monkeypatch, tmp_path, train_set, test_set
+):
     monkeypatch.setattr(main, "EPOCHS", 1)
-    still = {**GOOD_ROW, "model": CustomMLP, "learning_rate": 1e-20}  # learns nothing: all differences come from the images
+    # learns nothing, so that all differences come from the images
+    still = {**GOOD_ROW, "model": CustomMLP, "learning_rate": 1e-20}
     moved = {**still, "augmentation": {"rotation": 8, "shift": 1.4, "scaling": 0.05}}
     monkeypatch.setattr(main, "EXPERIMENTS", {"moved": moved, "still": still})
     figures = {}
