@@ -54,7 +54,7 @@ EXPERIMENTS = {
     "CustomMLP": dict(model=CustomMLP, options={}, learning_rate=0.01, weight_decay=0, augmentation={}),
     "RegularizedLeNet5": dict(
         model=RegularizedLeNet5,
-        options={"dropout": 0},  # which gains nothing beside the rest, as the README shows
+        options={"dropout": 0},  # on held-out images more than 0 gained nothing beside the rest
         learning_rate=0.05,
         weight_decay=1e-4,
         augmentation={"rotation": 8, "shift": 1.4, "scaling": 0.05},

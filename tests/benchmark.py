@@ -2,7 +2,7 @@
 
     python tests/benchmark.py
 
-Takes 35 minutes on data/train.tar and data/test.tar, five minutes on the sample, which
+Takes 40 minutes or so on data/train.tar and data/test.tar, five minutes on the sample, which
 it uses if these are not there. Each figure is the median of several runs, the two sides taking turns.
 """
 
