@@ -36,8 +36,9 @@ def test_arithmetic_of_the_report(left, right):
 
 
 def test_the_four_findings_are_calculated():
-    results = {right for _, right in calculations(section("What the original report measured"))}
-    assert results >= {"64", "2.3026", "0.0360", "1.4612", "0.0228", "0.1135", "0.1124"}
+    lefts, rights = zip(*calculations(section("What the original report measured")))
+    assert {*lefts} >= {"2.3026 / 0.0360", "(ln(e + 9) - 1) / 64", "1135 / 10000", "6742 / 60000", "0.9834 - 0.9688"}
+    assert {*rights} >= {"64", "2.3026", "0.0360", "1.4612", "0.0228", "0.1135", "0.1124"}
 
 
 class Always(nn.Module):
