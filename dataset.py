@@ -3,6 +3,7 @@
     train_set = MNIST("data/train.tar")
     image, label = train_set[0]            # float32 (1, 28, 28), int64 scalar
     images, labels = train_set[[4, 2, 0]]  # float32 (3, 1, 28, 28), int64 (3,)
+    digit = read_digit("photo.jpg")        # uint8 (28, 28), your own handwriting
 """
 
 import copy
@@ -19,40 +20,41 @@ import tempfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
-import torchvision
-from PIL import Image
-from torch.nn.functional import affine_grid, grid_sample
-from torch.utils.data import Dataset
+from PIL import Image, ImageOps
+from torch.nn.functional import affine_grid, grid_sample, interpolate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 # Mean and standard deviation of all pixels of MNIST's training images, scaled to [0, 1].
 MEAN = 0.1307
 STD = 0.3081
 
-# Bytes; a 28 x 28 image needs a few hundred, with colours and metadata a few thousand.
+# Bytes. A 28 x 28 image needs a few hundred, with colours and metadata a few thousand.
 MAX_FILE_SIZE = 10**6
 
 SAMPLE_DIR = Path(__file__).parent / "data" / "sample"
 
 
 class MNIST(Dataset):
-    """The images and labels of one tar, decoded once and held in memory.
+    """The images and labels of one tar, decoded once and kept in memory.
 
     tar_path: a tar, plain or compressed (gz, bz2, xz), of 28 x 28 grey PNG images named
         {number}_{label}.png in any folder, such as train/00000_5.png.
     transform: maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same
-        shape, such as an `Augmentation` of training images.
+        shape, for example an `Augmentation`. It gets the whole batch at once: a random
+        transform of torchvision would treat all images alike. To draw anew for each image:
+        transform=lambda images: torch.stack([rotate(image) for image in images])
 
-    images: uint8 (N, 28, 28), ordered by number, 0 background to 255 ink.
+    images: uint8 (N, 28, 28), ordered by number; 0 is background, 255 is ink.
     labels: int64 (N,), 0 to 9.
 
-    `dataset[index]` gives (images, labels), the images scaled to [0, 1], then minus MEAN,
-    divided by STD. An int gives one image (1, 28, 28) and its label. A list, a tensor of
-    indices or a slice gives a whole batch (B, 1, 28, 28), (B,) at once, which is many
-    times faster than image by image.
+    `dataset[index]` returns (images, labels), the images normalized. An int gives one image
+    (1, 28, 28) and its label. A list, a tensor of indices or a slice gives a whole batch
+    (B, 1, 28, 28), (B,), many times faster than one image at a time.
 
-    Raises FileNotFoundError if there is no such tar, and ValueError, naming the tar and
-    the member, for anything in it that is not such an image.
+    Raises FileNotFoundError if there is no such tar, and ValueError if it holds anything
+    but such images; the message names the tar and the member.
     """
 
     def __init__(self, tar_path, transform=None):
@@ -60,11 +62,11 @@ class MNIST(Dataset):
         self.transform = transform
 
     def to(self, device):
-        """Move all images and labels to a device, on which batches are then made."""
+        """Move all images and labels to a device, where batches are then made."""
         self.images, self.labels = self.images.to(device), self.labels.to(device)
 
     def subset(self, index):
-        """Return a Dataset of these images only, which shares their memory if `index` is a slice."""
+        """Return a Dataset of only these images. A slice shares their memory."""
         subset = copy.copy(self)
         subset.images, subset.labels = self.images[index], self.labels[index]
         return subset
@@ -74,67 +76,289 @@ class MNIST(Dataset):
 
     def __getitem__(self, index):
         if isinstance(index, list) and index and min(index) >= 0:
-            # Copies whole images, where plain indexing goes pixel by pixel, but knows no
-            # negative indices. The most frequent case, which costs a third this way.
+            # The usual case during training. index_select takes a third of the time of
+            # self.images[index], but knows no negative indices.
             index = torch.tensor(index, device=self.images.device)
             images, labels = self.images.index_select(0, index), self.labels.index_select(0, index)
         else:
             images, labels = self.images[index], self.labels[index]
-        images = images.unsqueeze(-3).float().div_(255).sub_(MEAN).div_(STD)
+        images = normalize(images)
         if self.transform is not None:
-            # a transform only ever sees batches, hence a batch of one for a single image
-            images = self.transform(images.view(-1, 1, 28, 28)).view(images.shape)
+            batch = self.transform(images.view(-1, 1, 28, 28))  # a single image is a batch of one
+            if batch.numel() != images.numel():
+                raise ValueError(f"the transform must keep the shape (B, 1, 28, 28), but returned {tuple(batch.shape)}")
+            images = batch.view(images.shape)
         return images, labels
 
 
-class Augmentation:
-    """A transform that turns, moves and zooms every image of a batch, each by an amount of its
-    own, drawn anew each time from all up to these limits, so that the model never sees quite
-    the same image twice. Like all chance of a training it obeys `torch.manual_seed`.
+def batches(images, batch_size, shuffle=False, drop_last=False):
+    """Return a loader that asks a Dataset for a whole batch of indices at once."""
+    sampler = RandomSampler(images) if shuffle else SequentialSampler(images)
+    return DataLoader(images, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last))
 
-    rotation: degrees to either side, 0 to 180.
-    shift: pixels in each direction, 0 to 28.
-    scaling: share of its size by which an image grows or shrinks, 0 to below 1.
+
+def normalize(images):
+    """Scale images to [0, 1], subtract MEAN and divide by STD: uint8 (..., 28, 28) -> float32
+    (..., 1, 28, 28), as the models expect them."""
+    return images.unsqueeze(-3).float().div_(255).sub_(MEAN).div_(STD)
+
+
+class Augmentation:
+    """A transform that rotates, shifts, scales and distorts every image of a batch by its own
+    random amounts, so the model never sees quite the same image twice. `torch.manual_seed`
+    makes it reproducible.
+
+    rotation: at most this many degrees to either side, 0 to 180.
+    shift: at most this many pixels in each direction, 0 to 28.
+    scaling: grow or shrink by at most this fraction, 0 to below 1.
+    elastic: standard deviation, in pixels, of a smooth random displacement, 0 to 14, as in
+        Simard, Steinkraus, Platt (2003), "Best Practices for Convolutional Neural Networks".
 
     `augmentation(images)` maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the
-    same shape. Pixels between the old ones are interpolated; what comes in from outside the
-    image has the value of the background.
+    same shape. Pixel values are interpolated; what enters from outside is background.
 
-    Raises ValueError for limits that are none of these.
+    Raises ValueError if a limit is out of range.
     """
 
-    def __init__(self, rotation=0, shift=0, scaling=0):
-        if not (0 <= rotation <= 180 and 0 <= shift <= 28 and 0 <= scaling < 1):
+    def __init__(self, rotation=0, shift=0, scaling=0, elastic=0):
+        if not (0 <= rotation <= 180 and 0 <= shift <= 28 and 0 <= scaling < 1 and 0 <= elastic <= 14):
             raise ValueError(
                 f"rotation = {rotation} must be 0 to 180 degrees, shift = {shift} 0 to 28 pixels, "
-                f"scaling = {scaling} 0 to below 1"
+                f"scaling = {scaling} 0 to below 1, elastic = {elastic} 0 to 14 pixels"
             )
-        # grid_sample measures in halves of the image: -1 is the left or upper edge, 1 the other
+        # grid_sample's coordinates run from -1 to 1, so a pixel is 1/14.
         self.limits = math.radians(rotation), scaling, shift / 14, shift / 14
+        self.elastic = elastic / 14
         pixels = affine_grid(torch.eye(2, 3).unsqueeze(0), (1, 1, 28, 28), align_corners=False)
-        self.pixels = torch.cat([pixels.view(784, 2).T, torch.ones(1, 784)])  # rows x, y, 1
+        # One row of 784 pixels for each term: x, y, 1 and, for the elastic displacement, 25
+        # smooth bumps around the points of a 5 x 5 grid.
+        bumps = interpolate(torch.eye(25).view(25, 1, 5, 5), 28, mode="bicubic", align_corners=True)
+        rows = [pixels.view(784, 2).T, torch.ones(1, 784), bumps.view(25, 784)]
+        self.terms = torch.cat(rows if elastic else rows[:2])
 
     def __call__(self, images):
         random = 2 * torch.rand(4, len(images), device=images.device) - 1
-        angle, zoom, right, down = (limit * share for limit, share in zip(self.limits, random))
+        angle, zoom, right, down = (limit * amount for limit, amount in zip(self.limits, random))
         cos, sin = angle.cos() / (1 + zoom), angle.sin() / (1 + zoom)
-        matrices = torch.stack([cos, -sin, right, sin, cos, down], dim=1).view(-1, 3)
-        # Where each pixel comes from. What affine_grid does for each image by itself, as one
-        # multiplication for the whole batch: a tenth of the time.
-        sources = (matrices @ self.pixels.to(images.device)).view(-1, 2, 28, 28).movedim(1, -1)
+        factors = torch.stack([cos, -sin, right, sin, cos, down], dim=1).view(-1, 3)
+        if self.elastic:
+            heights = self.elastic * torch.randn(len(factors), 25, device=images.device)
+            factors = torch.cat([factors, heights], dim=1)
+        # Where each pixel comes from: all terms of the whole batch in one multiplication.
+        sources = (factors @ self.terms.to(images.device)).view(-1, 2, 28, 28).movedim(1, -1)
         background = -MEAN / STD  # grid_sample fills in zeros
         return grid_sample(images - background, sources, align_corners=False) + background
 
 
+def load_data(data_dir, validation_images=0):
+    """Return the training set, the test set and a description of both, a dict.
+
+    data_dir: folder of train.tar and test.tar. If both are missing, MNIST is downloaded to it; if
+        that fails, the shipped sample is used, with a warning on standard error.
+    validation_images: 0, or how many of the last training images replace the test set.
+
+    Raises OSError or ValueError, with a message for the user, if the data can't be used.
+    """
+    folder = find_data(Path(data_dir))
+    train_set, test_set = MNIST(folder / "train.tar"), MNIST(folder / "test.tar")
+    for warning in check_sets(train_set, test_set):
+        print(f"warning: {warning}", file=sys.stderr)
+    if validation_images >= len(train_set):
+        raise ValueError(
+            f"VALIDATION_IMAGES = {validation_images} leaves none of the {len(train_set):,} images in "
+            f"{folder / 'train.tar'} to train on"
+        )
+    if validation_images:
+        test_set = train_set.subset(slice(-validation_images, None))
+        train_set = train_set.subset(slice(-validation_images))
+    kind = "held-out" if validation_images else "test"
+    source = "the shipped sample" if folder == SAMPLE_DIR else f"{Path(data_dir)}/"
+    description = f"{len(train_set):,} training and {len(test_set):,} {kind} images from {source}"
+    return train_set, test_set, {
+        "description": description,
+        "folder": str(folder.resolve()),
+        "train_images": len(train_set),
+        "test_images": len(test_set),
+    }
+
+
+def find_data(data_dir):
+    """Return the folder to read the tars from, as `load_data` describes."""
+    if data_dir.is_file():
+        raise NotADirectoryError(f"{data_dir} is a file, but must be the folder of train.tar and test.tar")
+    # A dangling link is not missing: to replace it would hide a mistake.
+    if any(os.path.lexists(data_dir / name) for name in ("train.tar", "test.tar")):
+        return data_dir
+    try:
+        download(data_dir)
+        return data_dir
+    except RuntimeError as error:
+        line = "!" * 88
+        print(
+            f"\n{line}\n  MNIST COULD NOT BE DOWNLOADED. THIS RUN USES THE SMALL SAMPLE IN {SAMPLE_DIR}:\n"
+            "  4,000 training and 1,000 test images instead of 60,000 and 10,000, so the accuracies\n"
+            "  will be lower. To get the complete MNIST, connect to the internet and run again, or put\n"
+            f"  train.tar and test.tar into {data_dir.resolve()}\n"
+            f"  Reason: {' '.join(str(error).split())}\n{line}\n",
+            file=sys.stderr,
+            flush=True,
+        )
+        return SAMPLE_DIR
+
+
+def check_sets(train_set, test_set):
+    """Return warnings, one text each, about training and test images that don't go together.
+
+    Raises ValueError if most images of one set are in the other as well: testing on memorized
+    images proves nothing.
+    """
+    sides = [[image.tobytes() for image in images.images.numpy()] for images in (train_set, test_set)]
+    in_both = set(sides[0]) & set(sides[1])
+    fraction = max(sum(image in in_both for image in images) / len(images) for images in sides)
+    text = f"{len(in_both):,} images are in both train.tar and test.tar"
+    if fraction > 0.5:
+        raise ValueError(f"{text}, {fraction:.0%} of one of them: test images must be new to the model")
+    missing = sorted(set(range(10)) - set(train_set.labels.tolist()))
+    warnings = [text] if in_both else []
+    if missing:
+        warnings.append(f"train.tar has no image of {', '.join(map(str, missing))}, so no model can learn it")
+    return warnings
+
+
+def download(data_dir, timeout=10):
+    """Download MNIST and write it to `data_dir` as train.tar and test.tar.
+
+    timeout: seconds to wait for a silent server.
+
+    Raises RuntimeError if the download fails, and OSError if `data_dir` can't be written to.
+    """
+    from torchvision import datasets  # takes more than a second, and most runs don't need it
+
+    data_dir.mkdir(parents=True, exist_ok=True)
+    print(f"Downloading MNIST (4 files, 11.6 MB) to {data_dir} ...", flush=True)
+    # Use a temporary folder, so a failed download leaves nothing behind.
+    with tempfile.TemporaryDirectory(prefix="download-", dir=data_dir) as unfinished:
+        unfinished = Path(unfinished)
+        default_timeout = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(timeout)
+        try:
+            mnist = {
+                "train": datasets.MNIST(unfinished, train=True, download=True),
+                "test": datasets.MNIST(unfinished, train=False),
+            }
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise RuntimeError(str(error) or repr(error)) from error
+        finally:
+            socket.setdefaulttimeout(default_timeout)
+        for name, images in mnist.items():
+            print(f"Writing {data_dir / name}.tar, {len(images):,} images ...", flush=True)
+            write_tar(unfinished / f"{name}.tar", images.data, images.targets)
+        for name in mnist:
+            os.replace(unfinished / f"{name}.tar", data_dir / f"{name}.tar")
+
+
+def write_tar(tar_path, images, labels):
+    """Write images, uint8 (N, 28, 28), and labels, (N,), as a new tar that `MNIST` can read.
+
+    The members lie in a folder with the tar's name and are numbered from 0. Raises
+    FileExistsError rather than overwrite a tar.
+    """
+    folder = Path(tar_path).stem
+    with tarfile.open(tar_path, "x") as tar:
+        for number, (image, label) in enumerate(zip(images, labels)):
+            png = io.BytesIO()
+            Image.fromarray(image.numpy()).save(png, format="PNG", optimize=True)
+            member = tarfile.TarInfo(f"{folder}/{number:05}_{int(label)}.png")
+            member.size = png.tell()
+            png.seek(0)
+            tar.addfile(member, png)
+
+
+def read_digit(path):
+    """Read a photo or drawing of one digit and return it as MNIST's makers prepared theirs
+    (LeCun et al. 1998, section III.A): uint8 (28, 28), 0 background to 255 ink, the longer
+    side of the ink 20 pixels, its centre of mass in the middle.
+
+    path: any picture that Pillow reads, dark on light or light on dark, in any size. Nothing
+        but the digit and its background should be on it; uneven light does no harm.
+
+    Raises OSError if it can't be read, and ValueError if it shows no digit.
+    """
+    picture = open_picture(path).convert("L")
+    picture.thumbnail((300, 300), Image.Resampling.BOX)  # averages noise away, and saves time
+    grey = np.asarray(picture, dtype=float)
+    height, width = grey.shape
+
+    # Light falls unevenly. Fit a smooth surface to the grey values, then again without what
+    # stands out from it, until only the background is left.
+    y, x = (axis.ravel() for axis in np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j])
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
+    background = np.full(grey.size, np.median(grey))
+    for _ in range(5):
+        distance = np.abs(grey.ravel() - background)
+        plain = distance <= max(2.5 * np.median(distance), 2)
+        background = terms @ np.linalg.lstsq(terms[plain], grey.ravel()[plain], rcond=None)[0]
+    ink = grey - background.reshape(grey.shape)
+    if np.sum(ink**3) < 0:  # the few pixels that stand out are darker: dark ink on light paper
+        ink = -ink
+
+    noise = 1.5 * np.median(np.abs(ink))  # the standard deviation, if most pixels are background
+    full = np.quantile(ink[ink > ink.max() / 2], 0.5) if ink.max() > 0 else 0
+    if full < max(6 * noise, 20):
+        raise ValueError(f"{path} shows no digit: no ink stands out from the background")
+    ink = ((ink - 2 * noise) / (full - 2 * noise)).clip(0, 1)
+    rows, columns = (np.flatnonzero((ink > 0.3).any(axis=axis)) for axis in (1, 0))
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+    scale = 20 / max(ink.shape)
+    size = [max(1, round(scale * side)) for side in reversed(ink.shape)]
+    digit = np.asarray(Image.fromarray(np.float32(255 * ink)).resize(size, Image.Resampling.BOX))
+    # In MNIST's own images, the centre of mass lies in the middle of pixel 14, counted from 0.
+    top, left = (round(14 - np.arange(len(ink)) @ ink / digit.sum()) for ink in (digit.sum(1), digit.sum(0)))
+    image = Image.new("F", (28, 28))
+    image.paste(Image.fromarray(digit), (left, top))
+    return torch.from_numpy(np.asarray(image).round().astype(np.uint8))
+
+
+def open_picture(path):
+    """Return a picture as a Pillow image in RGB, upright, transparent parts white."""
+    with Image.open(path) as picture:
+        picture = ImageOps.exif_transpose(picture).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def read_digits(folder):
+    """Read every picture in a folder with `read_digit`, in the order of their names.
+
+    Returns a dict of arrays: names (M,); images, uint8 (M, 28, 28); originals, uint8
+    (M, 112, 112, 3), the pictures in small. It is empty if there is no folder or no picture in it.
+    A picture that can't be read is named on standard error and left out.
+    """
+    found = []
+    for path in sorted(Path(folder).glob("[!.]*")):
+        try:
+            original = ImageOps.pad(open_picture(path), (112, 112), color="white")
+            found.append((path.name, read_digit(path).numpy(), np.asarray(original)))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            reason = str(error) if str(path) in str(error) else f"{path}: {error}"
+            print(f"warning: {' '.join(reason.split())}", file=sys.stderr)
+    return dict(zip(("names", "images", "originals"), map(np.stack, zip(*found))))
+
+
 def read_tar(tar_path):
-    """Return the images, uint8 (N, 28, 28), and labels, int64 (N,), of a tar in the form
-    that `MNIST` describes, ordered by number. Raises what `MNIST` raises."""
+    """Return the images, uint8 (N, 28, 28), and labels, int64 (N,), of a tar as `MNIST`
+    describes it, ordered by number. Raises what `MNIST` raises."""
+    if not os.path.exists(tar_path):
+        kind = "a link to a missing file" if os.path.islink(tar_path) else "no such file"
+        raise FileNotFoundError(f"{tar_path}: {kind}: both train.tar and test.tar must be there")
+    if not os.path.isfile(tar_path):  # opening a pipe would wait forever
+        raise ValueError(f"{tar_path} is not a file, but a folder, a pipe or a device")
     pixels = bytearray()
     labels_by_number = {}
     try:
         with tarfile.open(tar_path) as tar:
             for member in tar:
-                where = f"{tar_path}: {member.name!r}"  # quoted, for it may hold anything
+                where = f"{tar_path}: {member.name!r}"  # quoted, because it may hold anything
                 if member.size < 0:  # would send tarfile back to a member that it has read
                     raise BadData(f"{where}: the tar is damaged")
                 *folders, name = member.name.split("/")
@@ -154,8 +378,6 @@ def read_tar(tar_path):
                 labels_by_number[number] = int(match[2])
                 pixels += decode(tar.extractfile(member).read(), where)
             check_end(tar, tar_path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{tar_path}: no such file") from None
     except BadData:
         raise
     except Exception as error:  # tarfile and the decompressors raise many kinds
@@ -165,7 +387,7 @@ def read_tar(tar_path):
         raise ValueError(f"{tar_path} contains no image")
 
     numbers = list(labels_by_number)
-    # by length, then by digits: the order of the numbers, however long they are
+    # by length, then by digits: numeric order, even for numbers too long for int()
     by_number = sorted(range(len(numbers)), key=lambda index: (len(numbers[index]), numbers[index]))
     images = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, 28, 28)
     labels = torch.tensor(list(labels_by_number.values()))
@@ -173,12 +395,12 @@ def read_tar(tar_path):
 
 
 class BadData(ValueError):
-    """A ValueError whose message already names tar and member."""
+    """A ValueError whose message already names the tar and the member."""
 
 
 def check_end(tar, tar_path):
-    """Raise BadData unless nothing but zeros follows the members of a tar that was read to its
-    end, at least a block of them: tarfile takes a cut or damaged header for the end."""
+    """Raise BadData unless a tar that was read to its end stops there, with nothing but zeros
+    behind: tarfile takes a cut or damaged header for the end."""
     tar.fileobj.seek(tar.offset)
     rest = tar.fileobj.read(tarfile.BLOCKSIZE)
     if len(rest) < tarfile.BLOCKSIZE:
@@ -190,15 +412,14 @@ def check_end(tar, tar_path):
 
 
 def decode(png, where):
-    """Return the 784 bytes of a 28 x 28 grey PNG. Raises BadData, beginning with `where`, if
-    it isn't one.
+    """Return the 784 bytes of a 28 x 28 grey PNG.
 
-    Grey with less than 8 bits and colour images that hold nothing but opaque grey are read,
-    too, for they leave nothing to guess. 16 bits would have to be rounded.
+    Also reads grey with fewer than 8 bits, and colour formats that hold only opaque grey.
+    Raises BadData, starting with `where`, for anything else.
     """
     if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 33:
         raise BadData(f"{where} is not a PNG")
-    # Looked up here, not asked of Pillow, which has limits of its own for huge images.
+    # Read here, because Pillow has its own ideas about huge images.
     width, height, bits = struct.unpack(">IIB", png[16:25])
     if (width, height) != (28, 28):
         raise BadData(f"{where} is {width} x {height}, not 28 x 28 pixels")
@@ -207,21 +428,19 @@ def decode(png, where):
     try:
         check_sums(png)
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            if image.mode != "L" or "transparency" in image.info:
-                red, green, blue, alpha = (band.tobytes() for band in image.convert("RGBA").split())
-                if not (red == green == blue and alpha == bytes([255]) * 784):
-                    raise BadData(f"{where} has colours or transparency: save it as grey")
-                return red
-            return image.tobytes()
-    except BadData:
-        raise
+            if image.mode == "L" and "transparency" not in image.info:
+                return image.tobytes()
+            red, green, blue, alpha = (band.tobytes() for band in image.convert("RGBA").split())
     except Exception as error:  # Pillow raises many kinds
         raise BadData(f"{where} is damaged: {error}") from error
+    if not (red == green == blue and alpha == bytes([255]) * 784):
+        raise BadData(f"{where} has colours or transparency: save it as grey")
+    return red
 
 
 def check_sums(png):
-    """Raise an error unless all chunks of a PNG are complete and have the right checksum, which
-    Pillow doesn't look at for the pixels."""
+    """Raise an error unless all chunks of a PNG are complete and their checksums right. Pillow
+    does not check those of the pixels."""
     position, kind = 8, None
     while kind != b"IEND":
         (length,) = struct.unpack_from(">I", png, position)
@@ -229,121 +448,3 @@ def check_sums(png):
         if struct.unpack_from(">I", png, end) != (zlib.crc32(png[position + 4 : end]),):
             raise ValueError(f"wrong checksum of its chunk {kind}")
         position = end + 4
-
-
-def find_data(data_dir):
-    """Return the folder to read train.tar and test.tar from: `data_dir`, into which MNIST
-    is downloaded first if both are missing, else, if that fails, SAMPLE_DIR, with a
-    warning on standard error.
-
-    Raises FileNotFoundError if `data_dir` has only one of them, and OSError if it can't
-    be written to.
-    """
-    data_dir = Path(data_dir)
-    missing = [name for name in ("train.tar", "test.tar") if not (data_dir / name).exists()]
-    if len(missing) == 1:
-        raise FileNotFoundError(
-            f"{data_dir / missing[0]} is missing, but the other tar is there: add it, "
-            f"or move the other one away to have both downloaded"
-        )
-    if missing:
-        try:
-            download(data_dir)
-        except RuntimeError as error:
-            warn_of_sample(data_dir, error)
-            return SAMPLE_DIR
-    return data_dir
-
-
-def check_sets(train_set, test_set):
-    """Return warnings, a text each, about training and test images that don't fit together.
-
-    Raises ValueError if most images of one set are in the other as well: whoever is tested
-    on what they have learned by heart, proves nothing. Also if there is only one training
-    image, of which no batch can be made.
-    """
-    if len(train_set) == 1:
-        raise ValueError("train.tar contains a single image: there must be at least two")
-    train_images, test_images = (
-        [image.tobytes() for image in part.images.numpy()] for part in (train_set, test_set)
-    )
-    in_both = set(train_images) & set(test_images)
-    warnings = []
-    if in_both:
-        shares = [
-            sum(image in in_both for image in images) / len(images) for images in (train_images, test_images)
-        ]
-        text = f"{len(in_both):,} images are in train.tar as well as in test.tar"
-        if max(shares) > 0.5:
-            raise ValueError(f"{text}, {max(shares):.0%} of one of them: test images must be new to the model")
-        warnings.append(text)
-    missing = sorted(set(range(10)) - set(train_set.labels.tolist()))
-    if missing:
-        warnings.append(f"train.tar has no image of {', '.join(map(str, missing))}, so no model can learn it")
-    return warnings
-
-
-def download(data_dir, timeout=10):
-    """Download MNIST and write it to `data_dir` as train.tar and test.tar.
-
-    timeout: seconds without an answer after which a server is given up.
-
-    Raises RuntimeError with the reason if there is no network, no answer or a wrong
-    checksum, and OSError if `data_dir` can't be written to.
-    """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    print(f"Downloading MNIST (4 files, 11.6 MB) to {data_dir} ...", flush=True)
-    # What was begun lies in a folder that vanishes, until both tars are whole.
-    with tempfile.TemporaryDirectory(prefix="download-", dir=data_dir) as unfinished:
-        unfinished = Path(unfinished)
-        default_timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(timeout)
-        try:
-            mnist = {
-                "train": torchvision.datasets.MNIST(unfinished, train=True, download=True),
-                "test": torchvision.datasets.MNIST(unfinished, train=False),
-            }
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise RuntimeError(str(error) or repr(error)) from error
-        finally:
-            socket.setdefaulttimeout(default_timeout)
-        for name, images in mnist.items():
-            print(f"Writing {data_dir / name}.tar, {len(images):,} images ...", flush=True)
-            write_tar(unfinished / f"{name}.tar", images.data, images.targets)
-        for name in mnist:
-            os.replace(unfinished / f"{name}.tar", data_dir / f"{name}.tar")
-
-
-def write_tar(tar_path, images, labels):
-    """Write images, uint8 (N, 28, 28), and labels, (N,), as a tar in the form that `MNIST`
-    reads. The members lie in a folder with the tar's name and are numbered from 0."""
-    folder = Path(tar_path).stem
-    with tarfile.open(tar_path, "w") as tar:
-        for number, (image, label) in enumerate(zip(images, labels)):
-            png = io.BytesIO()
-            Image.fromarray(image.numpy()).save(png, format="PNG", optimize=True)
-            member = tarfile.TarInfo(f"{folder}/{number:05}_{label}.png")
-            member.size = png.tell()
-            png.seek(0)
-            tar.addfile(member, png)
-
-
-def warn_of_sample(data_dir, reason):
-    """Say on standard error, so that nobody overlooks it, that the run gets the sample."""
-    line = "!" * 88
-    print(
-        f"""
-{line}
-  MNIST COULD NOT BE DOWNLOADED. THIS RUN USES THE SMALL SAMPLE IN {SAMPLE_DIR}:
-  4,000 training and 1,000 test images instead of 60,000 and 10,000, so the accuracies
-  will be lower than on the complete MNIST.
-
-  To get the complete MNIST, connect to the internet and run again,
-  or put train.tar and test.tar into {data_dir.resolve()}
-
-  Reason: {str(reason).strip().replace(chr(10), chr(10) + "  ")}
-{line}
-""",
-        file=sys.stderr,
-        flush=True,
-    )

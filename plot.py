@@ -1,268 +1,506 @@
-"""Draw loss and accuracy curves from the CSVs of a run, and its worst mistakes.
+"""Draw and tabulate what lies in the folder of a run.
 
     python plot.py                        the newest run in results/, again
     python plot.py results/A              that run
-    python plot.py results/A results/B    both runs in one comparison
+    python plot.py results/A results/B    both in one picture and one table: what did my edit do?
 """
 
-import csv
 import json
 import math
 import re
+import statistics
 import sys
-import zipfile
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-# The figures of a CSV, and what people read above them.
+# The figures of an epoch, and what people read above them.
 HEADINGS = {
     "train_loss": "training loss",
     "train_accuracy": "training accuracy",
     "val_loss": "validation loss",
     "val_accuracy": "validation accuracy",
 }
-COLUMNS = ("epoch", *HEADINGS, "seconds")
+COLUMNS = ("epoch", *HEADINGS, "seconds", "learning_rate")
 
-# Okabe and Ito's palette without its yellow: told apart by colour-blind people, too.
+# The pictures of a whole run. No experiment can have one of these names.
+PICTURES = ("comparison", "mistakes", "confusion", "filters", "my_digits")
+
+# Okabe and Ito's palette without its yellow: colour-blind people can tell these apart, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "^", "s", "x", "v", "d")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # the runs of a comparison
+ACCURACY_TICKS = (10, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100)  # in %, where the curves come near
 
-# Where losses and accuracies (in %) get a tick, if the curves come near.
-LOSS_TICKS = [digit * 10.0**power for power in range(-8, 4) for digit in (1, 2, 5)]
-ACCURACY_TICKS = [10, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100]
+matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of an experiment is just a $
+
+
+@dataclass
+class Run:
+    """The files of a run, each read once."""
+
+    folder: Path
+    settings: dict  # settings.json
+    stats: dict  # {experiment: {seed: {column: array with a number per epoch}}}
+    answers: dict  # {experiment: {seed: the arrays of its .npz}}, of finished trainings
+    filters: dict  # {"experiment, seed k": weights of its first layer}, as for `first`
+    digits: dict  # the arrays of my_digits.npz
+
+    def first(self):
+        """Return {"experiment, seed k": its answers} for the first finished seed of each."""
+        return {f"{name}, seed {min(seeds)}": seeds[min(seeds)] for name, seeds in self.answers.items()}
+
+    def description(self):
+        """Return what data the run used."""
+        return self.settings["data"].get("description", "unknown data")
+
+    def seeds(self):
+        """Return the largest number of seeds of an experiment."""
+        return max(map(len, self.stats.values()), default=1)
 
 
 def read_run(folder):
-    """Return {experiment: {seed: {column: values}}} from the CSVs in `folder`.
+    """Return the Run in a folder, its experiments in the order of settings.json. Losses are averages
+    per image, accuracies fractions. Trainings without a finished epoch are left out.
 
-    The values are arrays with one number per epoch; losses are averages per image,
-    accuracies fractions. Trainings without a finished epoch are left out. The experiments
-    have the order of settings.json, where there is one.
-
-    Raises FileNotFoundError if the folder has no figures, ValueError, naming the file, if
-    a CSV isn't one that main.py wrote.
+    Raises FileNotFoundError if there is no such folder, ValueError that names a damaged file.
     """
     folder = Path(folder)
-    order = list(read_settings(folder).get("EXPERIMENTS", {}))
-    run = {name: {} for name in order}
-    for path in sorted(folder.glob("*-seed*.csv")):
-        name, seed = re.fullmatch(r"(.+)-seed(\d+)", path.stem).groups()
-        text = path.read_text(encoding="utf-8", errors="replace")
-        # A run that was killed may have left half a line at the end.
-        header, *rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
-        if tuple(header) != COLUMNS:
-            raise ValueError(f"{path}: the first line must be {','.join(COLUMNS)}")
-        try:
-            values = [dict(zip(COLUMNS, map(float, row), strict=True)) for row in rows]
-        except ValueError as error:
-            raise ValueError(f"{path}: every line must hold {len(COLUMNS)} numbers ({error})") from error
-        if values:
-            stats = {column: np.array([row[column] for row in values]) for column in COLUMNS}
-            run.setdefault(name, {})[int(seed)] = stats
-    run = {name: dict(sorted(seeds.items())) for name, seeds in run.items() if seeds}
-    if not run:
-        raise FileNotFoundError(f"{folder} contains no figures of a run (<experiment>-seed<k>.csv)")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    run = Run(folder, {}, {}, {}, {}, {})
+    try:
+        path = folder / "settings.json"
+        run.settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name, kind in {"EXPERIMENTS": dict, "SEEDS": list, "data": dict, "parameters": dict}.items():
+            if not isinstance(run.settings.setdefault(name, kind()), kind):
+                raise ValueError(f"{name} has the wrong type")
+        if not all(isinstance(row, dict) for row in run.settings["EXPERIMENTS"].values()):
+            raise ValueError("a row of EXPERIMENTS has the wrong type")
+        stats = {name: {} for name in run.settings["EXPERIMENTS"]}
+        for path in folder.glob("*-seed*.csv"):
+            match = re.fullmatch(r"(.+)-seed(\d+)", path.stem)
+            if match and (values := read_csv(path)):  # other files are not of this run
+                stats.setdefault(match[1], {})[int(match[2])] = values
+        run.stats = {name: dict(sorted(seeds.items())) for name, seeds in stats.items() if seeds}
+        for name, seeds in run.stats.items():
+            paths = {seed: folder / f"{name}-seed{seed}.npz" for seed in seeds}
+            paths = {seed: path for seed, path in paths.items() if path.exists()}
+            for seed, path in paths.items():
+                run.answers.setdefault(name, {})[seed] = dict(np.load(path))
+            if paths:
+                path = paths[min(paths)].with_suffix(".pt")
+                weights = torch.load(path, weights_only=True).values()
+                run.filters[f"{name}, seed {min(paths)}"] = next(each for each in weights if each.dim() > 1).numpy()
+        path = folder / "my_digits.npz"
+        run.digits = dict(np.load(path)) if path.exists() else {}
+    except Exception as error:  # json, numpy, zipfile and torch raise many kinds
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
     return run
 
 
-def read_settings(folder):
-    """Return the settings.json of a run as a dict, empty if there is none."""
-    path = Path(folder) / "settings.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+def read_csv(path):
+    """Return {column: array}, or {} if no epoch was finished."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    # A run that was killed may have left half a line at the end.
+    header, *rows = text[: text.rfind("\n") + 1].splitlines() or [""]
+    if header != ",".join(COLUMNS):
+        raise ValueError(f"the first line must be {','.join(COLUMNS)}")
+    values = np.loadtxt(rows, delimiter=",", ndmin=2).T if rows else []
+    if not np.isfinite(values).all():
+        raise ValueError("it holds a number that is not finite")
+    return dict(zip(COLUMNS, values, strict=True)) if rows else {}
 
 
-def plot_experiment(folder, name):
-    """Return a Figure with the four curves of one experiment: loss and accuracy, each in
-    training and validation."""
-    seeds = read_run(folder)[name]
-    figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
-    figure.suptitle(title(folder, name, len(seeds)), fontsize=11)
+def csv_line(values):
+    """Return a line of a CSV, numbers with six digits."""
+    return ",".join(value if isinstance(value, str) else f"{value:.6g}" for value in values) + "\n"
+
+
+def progress(name, seed, epochs, values):
+    """Return what is printed after an epoch, values as in COLUMNS."""
+    form = "seed {}  epoch {:2}/{}  training: loss {:.4f}, accuracy {:7.2%}"
+    form += "  validation: loss {:.4f}, accuracy {:7.2%}  {:.1f} s"
+    return f"{name:18} " + form.format(seed, values[0], epochs, *values[1:])
+
+
+def summary(run):
+    """Return the table of the last epochs with remarks, and the tables of all epochs."""
+    baseline, parameters = run.settings.get("BASELINE", "LeNet5"), run.settings["parameters"]
+    gains = baseline in run.stats and len(run.stats) > 1
+    table = [["experiment", "parameters", *HEADINGS.values(), *[f"gain over {baseline}"] * gains, "seconds"]]
+    every_epoch = []
+    for name, seeds in run.stats.items():
+        gain = difference(run.stats[baseline], seeds, "val_accuracy") if gains and name != baseline else ""
+        seconds = mean_and_deviation([values["seconds"].sum() for values in seeds.values()], ".0f")
+        table.append([name, f"{parameters[name]:,}" if name in parameters else "", *figures(seeds, -1), *[gain] * gains, seconds])
+        epochs = range(min(len(values["epoch"]) for values in seeds.values()))
+        rows = [[str(epoch + 1), *figures(seeds, epoch)] for epoch in epochs]
+        every_epoch += ["", f"## {name}, epoch by epoch", "", *markdown([["epoch", *HEADINGS.values()], *rows])]
+    averages = f"mean ± standard deviation of {run.seeds()} seeds" if run.seeds() > 1 else "1 seed"
+    lines = [f"{run.description()}, last epoch, {averages}", "", *markdown(table), ""]
+    lines += ["Gain: validation accuracy, percentage points" + " ± standard error" * (run.seeds() > 1)] * gains
+    return "\n".join(lines + remarks(run)), "\n".join(every_epoch)
+
+
+def remarks(run):
+    """Return a line for each training that has not finished, or has not learned."""
+    lines, chance = [], 0.95 * math.log(10)  # a model that guesses has a loss of ln 10
+    for name, row in run.settings["EXPERIMENTS"].items():
+        for seed in run.settings["SEEDS"]:
+            values, answers = (part.get(name, {}).get(seed) for part in (run.stats, run.answers))
+            epochs, all_epochs = len(values["epoch"]) if values else 0, row.get("epochs", 0)
+            if epochs < all_epochs:
+                lines.append(f"Not finished: {name}, seed {seed}: {epochs} of {all_epochs} epochs")
+            elif answers and (chance < values["train_loss"][-1] or np.ptp(answers["logits"].argmax(axis=1)) == 0):
+                advice = f"try a learning_rate below {row.get('learning_rate')}, or another activation"
+                lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
+    return lines
+
+
+def markdown(table):
+    """Return the lines of a table, given as rows of texts; the first row holds the headings."""
+    widths = [max(map(len, column)) for column in zip(*table)]
+    rows = [table[0], ["-" * width for width in widths], *table[1:]]
+    return ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+
+
+def figures(seeds, epoch, columns=tuple(HEADINGS)):
+    """Return the cells of a table row: the figures of an epoch, over all seeds."""
+    forms = [".2%" if column.endswith("accuracy") else ".4f" for column in columns]
+    values = [[stats[column][epoch] for stats in seeds.values()] for column in columns]
+    return list(map(mean_and_deviation, values, forms))
+
+
+def mean_and_deviation(values, form):
+    """Return the mean in this format, with "± standard deviation" if there are several values."""
+    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{deviation}"
+
+
+def difference(old_seeds, new_seeds, column):
+    """Return the change of a last figure from one experiment to another, accuracies in percentage
+    points, with the standard error if both have several seeds."""
+    factor, form = (100, ".2f") if column.endswith("accuracy") else (1, ".4f")
+    old, new = ([factor * stats[column][-1] for stats in seeds.values()] for seeds in (old_seeds, new_seeds))
+    text = f"{statistics.mean(new) - statistics.mean(old):+{form}}"
+    if min(len(old), len(new)) > 1:
+        text += f" ± {math.hypot(*(statistics.stdev(each) / math.sqrt(len(each)) for each in (old, new))):{form}}"
+    return text
+
+
+def compare(runs):
+    """Return the differences between the settings of several runs and a table of their results."""
+    lines = [f"{letter} = {run.folder}" for letter, run in zip(LETTERS, runs)] + changes(runs) + [""]
+    columns = ("val_accuracy", "val_loss")
+    table = [["experiment", "run", *(HEADINGS[column] for column in columns), "accuracy - A's", "loss - A's"]]
+    for name in dict.fromkeys(name for run in runs for name in run.stats):
+        first = runs[0].stats.get(name)
+        for letter, run in zip(LETTERS, runs):
+            if seeds := run.stats.get(name):
+                known = first and run is not runs[0]
+                gains = [difference(first, seeds, column) if known else "" for column in columns]
+                table.append([name, letter, *figures(seeds, -1, columns), *gains])
+    return "\n".join(lines + markdown(table) + ["", "Last epochs; accuracies in percentage points, ± standard error"])
+
+
+def changes(runs):
+    """Return a line for each further run: what differs from the settings of the first one."""
+    lines, old = [], runs[0].settings
+    for letter, run in list(zip(LETTERS, runs))[1:]:
+        new, found = run.settings, []
+        for row in ("", *(old["EXPERIMENTS"] | new["EXPERIMENTS"])):  # first the constants, then each row
+            before, after = (side["EXPERIMENTS"].get(row, {}) if row else side for side in (old, new))
+            if row and not (before and after):
+                found.append(f"{row} only in {letter if after else 'A'}")
+                continue
+            for key in before | after:
+                pair, defaults = ((a.get(k), b.get(k)) for a, b, k in ((before, after, key), (old, new, key.upper())))
+                # a row that inherits a changed constant is not listed again
+                listed = pair != defaults if row else key.isupper() and key not in ("EXPERIMENTS", "RESULTS_DIR")
+                if listed and pair[0] != pair[1]:
+                    found.append(f"{f'{row}: ' * bool(row)}{key} {pair[0]} -> {pair[1]}")
+        if runs[0].description() != run.description():
+            found.append(f"{runs[0].description()} -> {run.description()}")
+        lines.append(f"A -> {letter}: {', '.join(found) or 'the same settings'}")
+    return lines
+
+
+def plot_experiment(run, name):
+    """Return a Figure with the four curves of one experiment and its learning rate."""
+    figure = Figure(figsize=(8.6, 4.4), dpi=120, layout="constrained")
+    figure.suptitle(title(name, run), fontsize=11)
+    labels = ["training: ", "validation: ", "learning rate (gray axis)"]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        for label, prefix, color in (("training", "train", COLORS[0]), ("validation", "val", COLORS[1])):
-            draw_curve(axes, seeds, f"{prefix}_{quantity}", label, color, "-")
+        for index, prefix in enumerate(("train", "val")):
+            last = draw_curve(axes, run.stats[name], f"{prefix}_{quantity}", COLORS[index], "-", "o")
+            labels[index] += f"{quantity} {last}  "
         finish(axes, quantity, quantity)
+    rate = figure.axes[0].twinx()
+    longest = max(run.stats[name].values(), key=lambda values: len(values["epoch"]))
+    rate.plot(longest["epoch"], longest["learning_rate"], color="gray", linewidth=0.8)
+    rate.set_ylim(bottom=0)
+    rate.tick_params(colors="gray", labelsize=7)
+    handles = [*axes.lines, *rate.lines]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
-def plot_comparison(folders):
-    """Return a Figure with training and validation loss and accuracy of all experiments of
-    one or more runs: a colour for each experiment, a line style for each run."""
-    runs = {folder: read_run(folder) for folder in folders}
-    names = list(dict.fromkeys(name for run in runs.values() for name in run))
-    entries = sum(len(run) for run in runs.values())
-    figure = Figure(figsize=(7.2, 6.4 + 0.4 * entries), dpi=150, layout="constrained")
-    titles = [
-        title(folder, run_label(folder, folders), max(map(len, run.values()))) for folder, run in runs.items()
-    ]
-    figure.suptitle("\n".join(titles), fontsize=11)
+def plot_comparison(runs):
+    """Return a Figure with the curves of all experiments of one or more runs, and below them a
+    table that says which line is which and where it ends."""
+    names = list(dict.fromkeys(name for run in runs for name in run.stats))
+    entries = [(name, index) for name in names for index, run in enumerate(runs) if name in run.stats]
+    labels = [f"{name}, {LETTERS[index]}" if len(runs) > 1 else name for name, index in entries]
+    width = max(map(len, labels)) + 2
+    size = max(9, 2 + 0.07 * (width + 70)), 8.5 + 0.19 * len(entries)  # inches
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    edits = [part for line in changes(runs) for part in textwrap.wrap(line, 100)]
+    figure.suptitle("\n".join([title("", runs[0]).strip(), *edits]), fontsize=10)
+    rows, same = [f"{label:{width}}" for label in labels], {}
     for axes, (column, heading) in zip(figure.subplots(2, 2).flat, HEADINGS.items()):
-        for index, (folder, run) in enumerate(runs.items()):
-            for name, seeds in run.items():
-                label = name if len(folders) == 1 else f"{name}, {run_label(folder, folders)}"
-                color = COLORS[names.index(name) % len(COLORS)]
-                draw_curve(axes, seeds, column, label, color, LINE_STYLES[index % len(LINE_STYLES)])
+        for row, (name, index) in enumerate(entries):
+            seeds = runs[index].stats[name]
+            rows[row] += f"{draw_curve(axes, seeds, column, *look(names.index(name), index, len(runs))):<20}"
         finish(axes, heading, column.split("_")[1])
+    for row, (name, index) in enumerate(entries):  # equal curves hide each other
+        curves = str([stats[key].tolist() for stats in runs[index].stats[name].values() for key in HEADINGS])
+        if same.setdefault(curves, labels[row]) != labels[row]:
+            rows[row] += f"= {same[curves]}"
+    header = " " * width + "".join(f"{heading:<20}" for heading in HEADINGS.values())
+    handles = [Line2D([], [], linestyle=""), *axes.lines]
+    table = [f" {row}" for row in (header, *rows)]  # matplotlib hides labels that start with _
+    figure.legend(handles, table, loc="outside lower center", prop={"family": "monospace", "size": 8})
     return figure
 
 
-def plot_mistakes(folder):
-    """Return a Figure with the images that each experiment got wrong with the highest
-    confidence, up to 5 x 5, the true label and the answer above each. Of several seeds it
-    shows the first. Returns None if no training was finished.
-
-    Raises ValueError, naming the file, if a file of mistakes isn't one that main.py wrote.
-    """
-    finished = {}
-    for name, seeds in read_run(folder).items():
-        paths = {f"{name}, seed {seed}": Path(folder) / f"{name}-seed{seed}.npz" for seed in seeds}
-        finished |= [(training, path) for training, path in paths.items() if path.exists()][:1]
-    if not finished:
-        return None
-    columns = min(len(finished), 2)
-    rows = math.ceil(len(finished) / columns)
-    figure = Figure(figsize=(7.2, 0.7 + 4.7 * rows), dpi=150, layout="constrained")
-    figure.suptitle(title(folder, "Worst mistakes, label \N{RIGHTWARDS ARROW} answer", 1), fontsize=11)
-    all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in all_axes:
-        axes.set_axis_off()
-    for axes, (training, path) in zip(all_axes, finished.items()):
-        draw_mistakes(axes, training, read_mistakes(path))
-    return figure
+def look(experiment, run, runs):
+    """Return colour, line style and marker: a style for each of several runs, otherwise for each
+    seven experiments."""
+    group = experiment // len(COLORS)
+    style, marker = (run, group) if runs > 1 else (group, group // len(LINE_STYLES))
+    return COLORS[experiment % len(COLORS)], LINE_STYLES[style % len(LINE_STYLES)], MARKERS[marker % len(MARKERS)]
 
 
-def read_mistakes(path):
-    """Return the arrays that main.py saved of the mistakes of a training, as a dict."""
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in ("images", "labels", "answers", "confidences", "mistakes")}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+def title(name, run):
+    """Return the heading of a picture: a name, the data and the number of seeds."""
+    seeds = f", mean and range of {run.seeds()} seeds" if run.seeds() > 1 else ""
+    return f"{name}\n{run.description()}{seeds}"
 
 
-def draw_mistakes(axes, training, mistakes):
-    """Draw the images in rows of five, and say above them how many mistakes there are in all."""
-    confidences = mistakes["confidences"]
-    heading = f"{training}: {mistakes['mistakes']:,} mistakes"
-    if len(confidences):
-        heading += f"\nthese with {confidences.min():.0%} to {confidences.max():.0%} confidence"
-    axes.set_title(heading, fontsize=12)
-    picture = np.full((5 * 40, 5 * 32), 255, dtype=np.uint8)  # white, 32 x 40 for an image and its labels
-    for place, image in enumerate(mistakes["images"]):
-        top, left = 40 * (place // 5) + 12, 32 * (place % 5) + 2
-        picture[top : top + 28, left : left + 28] = image
-        labels = f"{mistakes['labels'][place]} \N{RIGHTWARDS ARROW} {mistakes['answers'][place]}"
-        axes.text(left + 14, top - 1.5, labels, ha="center", va="bottom", fontsize=14)
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-
-
-def draw_curve(axes, seeds, column, label, color, line_style):
-    """Draw one column against the epochs: the mean over the seeds as a line, their range as
-    a band. The label in the legend ends with the mean of the last epoch."""
+def draw_curve(axes, seeds, column, color, style, marker):
+    """Draw a column against the epochs: the mean over the seeds as a line, their range as a
+    band. Return the last mean as a text."""
     percent = column.endswith("accuracy")
-    curves = [stats[column] * (100 if percent else 1) for stats in seeds.values()]
+    curves = [values[column] * (100 if percent else 1) for values in seeds.values()]
     epochs = range(1, max(map(len, curves)) + 1)
-    # a training that was interrupted has no figures of the later epochs
+    # An interrupted training has no figures of the later epochs.
     values = [[curve[epoch - 1] for curve in curves if len(curve) >= epoch] for epoch in epochs]
-    mean = [np.mean(seeds_values) for seeds_values in values]
-    last = f"{mean[-1]:.2f}%" if percent else f"{mean[-1]:.3g}"
-    axes.plot(epochs, mean, line_style, color=color, label=f"{label}: {last}", marker="o", markersize=3)
+    mean = [np.mean(of_seeds) for of_seeds in values]
+    axes.plot(epochs, mean, style, color=color, marker=marker, markersize=3, linewidth=1.3)
     if len(seeds) > 1:
-        axes.fill_between(epochs, [*map(min, values)], [*map(max, values)], color=color, alpha=0.2, linewidth=0)
+        low, high = ([limit(of_seeds) for of_seeds in values] for limit in (min, max))
+        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+    return f"{mean[-1]:.2f}%" if percent else f"{mean[-1]:.3g}"
 
 
 def finish(axes, heading, quantity):
-    """Give axes that hold their curves a heading, names, units, scales and a legend."""
+    """Give axes that hold their curves a heading, names, units and scales."""
     axes.set_title(heading, fontsize=11)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    epochs = max(len(line.get_xdata()) for line in axes.lines)
+    step = next(step for step in (1, 5, 10, 20, 50, 100, 200, 500, 10**3, 10**4, 10**6) if epochs <= 8 * step)
+    axes.set_xticks([1, *range(max(step, 2), epochs + 1, step)])
     axes.grid(alpha=0.3)
     if quantity == "loss":
         axes.set_ylabel("cross-entropy per image")
         axes.set_yscale("log")
-        ticks = LOSS_TICKS
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     else:
         axes.set_ylabel("accuracy in %")
-        axes.set_yscale("function", functions=(spread_accuracy, unspread_accuracy))
-        ticks = ACCURACY_TICKS
-    low, high = axes.get_ylim()
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    if len(ticks) > 11:
-        ticks = ticks[::3]  # of 1, 2, 5, 10, ... one of each power of ten
-    if len(ticks) < 3:  # curves so near to each other that these ticks are too far apart
-        ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    # Below the axes, where it can't hide a curve.
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9)
+        # The logarithm of the error spreads out 98 to 99.9% and still has room for 20%. The 0.02
+        # keeps 100% finite, the maximum what matplotlib tries beyond.
+        spread = (lambda value: -np.log10(np.maximum(100.02 - value, 0.01)), lambda place: 100.02 - 10.0**-place)
+        axes.set_yscale("function", functions=spread)
+        axes.autoscale_view()
+        low, high = axes.get_ylim()
+        ticks = [tick for tick in ACCURACY_TICKS if low <= tick <= high]
+        axes.set_yticks(ticks if len(ticks) > 2 else MaxNLocator(5).tick_values(low, high)[1:-1])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
-def spread_accuracy(percent):
-    """Map accuracies to the logarithm of the error, which spreads out 98 to 99.9% and yet has
-    room for 20%. The 0.02 keeps 100% finite, the maximum what matplotlib tries beyond."""
-    return -np.log10(np.maximum(100.02 - percent, 0.01))
+def panels(run, heading, count, columns, width, height):
+    """Return a Figure and its first `count` axes, bare, in rows of at most `columns`."""
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(max(width * columns, 6), 0.7 + height * rows), dpi=120, layout="constrained")
+    figure.suptitle(f"{heading}\n{run.description()}", fontsize=11)
+    all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in all_axes:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_frame_on(False)
+    return figure, all_axes[:count]
 
 
-def unspread_accuracy(spread):
-    """The inverse of `spread_accuracy`."""
-    return 100.02 - 10.0**-spread
+def softmax(logits):
+    """Return probabilities in double precision, which keeps apart what is almost 1."""
+    powers = np.exp(logits.astype(float) - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def title(folder, name, seeds):
-    """Return the heading of a figure: a name, the data of the run, the number of seeds."""
-    data = read_settings(folder).get("data", {}).get("description", "unknown data")
-    return name + (f", mean and range of {seeds} seeds" if seeds > 1 else "") + f"\n{data}"
+def confidence(probabilities):
+    """Return the largest probability in percent, rounded down: 99.99% rather than 100%."""
+    return f"{min(math.floor(1e4 * probabilities.max()), 9999) / 100:.2f}%"
 
 
-def run_label(folder, folders):
-    """Return what tells a run from the others: its folder's name, or the whole path where
-    another run's folder has the same name."""
-    folder = Path(folder)
-    same_name = [other for other in folders if Path(other).name == folder.name]
-    return folder.name if len(same_name) == 1 else str(folder)
+def plot_mistakes(run):
+    """Return a Figure with the wrong answers of highest confidence, up to 25 per experiment."""
+    figure, all_axes = panels(run, "Worst mistakes: label \u2192 answer", len(run.answers), 3, 3.6, 4.5)
+    for axes, (training, answers) in zip(all_axes, run.first().items()):
+        wrong = answers["logits"].argmax(axis=1) != answers["labels"]
+        chances, labels = softmax(answers["logits"][wrong]), answers["labels"][wrong]
+        worst = np.argsort(-chances.max(axis=1), kind="stable")[:25]
+        heading = f"{training}: {wrong.sum():,} mistakes"
+        if len(worst):
+            heading += f"\nthese with confidence {confidence(chances[worst[-1]])} to {confidence(chances[worst[0]])}"
+        axes.set_title(heading, fontsize=9)
+        picture = np.full((5 * 40, 5 * 32), 255, dtype=np.uint8)  # white, 32 x 40 for an image and its text
+        for place, index in enumerate(worst):
+            top, left = 40 * (place // 5) + 12, 32 * (place % 5) + 2
+            picture[top : top + 28, left : left + 28] = answers["mistakes"][index]
+            text = f"{labels[index]} \u2192 {chances[index].argmax()}"
+            axes.text(left + 14, top - 1.5, text, ha="center", va="bottom", fontsize=11)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+    return figure
+
+
+def plot_confusion(run):
+    """Return a Figure that counts the answers to each label; only mistakes are coloured."""
+    figure, all_axes = panels(run, "Label (row) and answer (column)", len(run.answers), 3, 3.6, 3.9)
+    for axes, (training, answers) in zip(all_axes, run.first().items()):
+        counts = np.zeros((10, 10), dtype=int)
+        np.add.at(counts, (answers["labels"], answers["logits"].argmax(axis=1)), 1)
+        mistakes = counts * (1 - np.eye(10))
+        axes.imshow(mistakes, cmap="Oranges", vmax=1.5 * max(mistakes.max(), 1))
+        for (label, answer), count in np.ndenumerate(counts):
+            weight = "bold" if label == answer else "normal"
+            axes.text(answer, label, count or "", ha="center", va="center", fontsize=7, weight=weight)
+        axes.set_title(training, fontsize=9)
+        axes.set_xticks(range(10))
+        axes.set_yticks(range(10))
+    return figure
+
+
+def plot_filters(run):
+    """Return a Figure with the weights of each first layer as pictures: a convolution's on one
+    channel, or those of a linear layer on 28 x 28 pixels. None if there is no such layer."""
+    filters = {
+        training: weights[:, 0] if weights.ndim == 4 else weights.reshape(-1, 28, 28)
+        for training, weights in run.filters.items()
+        if (weights.ndim == 4 and weights.shape[1] == 1) or (weights.ndim == 2 and weights.shape[1] == 784)
+    }
+    if not filters:
+        return None
+    heading = "Weights of the first layer: blue is positive, red negative"
+    figure, all_axes = panels(run, heading, len(filters), 3, 3.6, 3.9)
+    for axes, (training, images) in zip(all_axes, filters.items()):
+        count, height, width = images.shape
+        columns = math.ceil(math.sqrt(count))
+        rows = math.ceil(count / columns)
+        sheet = np.full((rows * columns, height + 1 + height // 20, width + 1 + width // 20), np.nan)
+        sheet[:count, :height, :width] = images
+        sheet = np.vstack([np.hstack(row) for row in np.split(sheet, rows)])
+        axes.imshow(sheet, cmap="RdBu", vmin=-np.abs(images).max(), vmax=np.abs(images).max())
+        axes.set_title(f"{training}: {count} of {height} x {width}", fontsize=9)
+    return figure
+
+
+def plot_digits(run):
+    """Return a Figure with the pictures of my_digits.npz as taken and as the models see them, and
+    the probabilities that each experiment gives the ten digits."""
+    answers = {training: arrays for training, arrays in run.first().items() if "digit_logits" in arrays}
+    columns = 2 + len(answers)
+    figure, all_axes = panels(run, "My digits", columns * len(run.digits["names"]), columns, 1.7, 1.9)
+    for row, name in enumerate(run.digits["names"]):
+        original, seen, *rest = all_axes[row * columns : (row + 1) * columns]
+        original.imshow(run.digits["originals"][row])
+        original.set_title(textwrap.shorten(str(name), 24), fontsize=8)
+        seen.imshow(run.digits["images"][row], cmap="gray", vmin=0, vmax=255)
+        seen.set_title("as the models see it", fontsize=8)
+        for axes, (training, arrays) in zip(rest, answers.items()):
+            chances = softmax(arrays["digit_logits"][row])
+            axes.bar(range(10), chances, color=np.where(chances == chances.max(), COLORS[1], COLORS[0]))
+            axes.set_title(f"{training}\n{chances.argmax()}: {confidence(chances)}", fontsize=8)
+            axes.set_xticks(range(10), range(10), fontsize=7)
+            axes.set_ylim(0, 1)
+    return figure
+
+
+def write_whole(path, write):
+    """Write a file so that it is there whole or not at all: `write` gets it opened."""
+    unfinished = Path(f"{path}.part")
+    try:
+        with open(unfinished, "wb") as file:
+            write(file)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def save_plots(folder):
-    """Write <experiment>.png for each experiment, comparison.png and mistakes.png into the
-    folder of a run, over those of an earlier call. Return their paths."""
-    folder = Path(folder)
-    figures = {name: plot_experiment(folder, name) for name in read_run(folder)}
-    figures["comparison"] = plot_comparison([folder])
-    if mistakes := plot_mistakes(folder):
-        figures["mistakes"] = mistakes
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png")
-    return [folder / f"{name}.png" for name in figures]
+    """Write summary.md and all pictures of a run into its folder, over those of an earlier call.
+    Return the table of the last epochs and the paths of the pictures, as a text to print."""
+    run = read_run(folder)
+    text, every_epoch = summary(run)
+    write_whole(run.folder / "summary.md", lambda file: file.write(f"{text}\n{every_epoch}\n".encode()))
+    pictures = {name: plot_experiment(run, name) for name in run.stats}
+    if run.stats:
+        pictures["comparison"] = plot_comparison([run])
+    if run.answers:
+        pictures |= {"mistakes": plot_mistakes(run), "confusion": plot_confusion(run)}
+        pictures |= {"filters": plot_filters(run), "my_digits": plot_digits(run) if run.digits else None}
+    paths = {run.folder / f"{name}.png": picture for name, picture in pictures.items() if picture}
+    for path, picture in paths.items():
+        write_whole(path, picture.savefig)
+    return "\n".join(["", text, "", *map(str, paths)])
 
 
 def newest_run(results_dir):
-    """Return the newest folder that main.py made in `results_dir`. Raises
-    FileNotFoundError if there is none."""
-    runs = sorted(Path(results_dir).glob("????-??-??_??-??-??"))
-    if not runs:
-        raise FileNotFoundError(f"no run in {results_dir}: first run main.py, or name the folder of a run")
-    return runs[-1]
+    """Return the newest folder in `results_dir` with a finished epoch. Raises FileNotFoundError if
+    there is none."""
+    for folder in sorted(Path(results_dir).glob("????-??-??_??-??-??"), reverse=True):
+        if any(path.read_bytes().count(b"\n") > 1 for path in folder.glob("*-seed*.csv")):
+            return folder
+    raise FileNotFoundError(f"no run in {results_dir}: first run main.py, or name the folder of a run")
 
 
 def main(folders):
     """Draw the runs in these folders; without one, the newest in results/. Return the exit code."""
     try:
         folders = [Path(folder) for folder in folders] or [newest_run("results")]
-        if len(folders) == 1:
-            paths = save_plots(folders[0])
-        else:
-            # beside the first run, not in it: it belongs to all of them
-            paths = [folders[0].parent / f"comparison_{'_'.join(folder.name for folder in folders)}.png"]
-            plot_comparison(folders).savefig(paths[0])
+        runs = [read_run(folder) for folder in folders]
+        for run in runs:
+            if not run.stats:
+                raise FileNotFoundError(f"{run.folder} has no <experiment>-seed<k>.csv with a finished epoch")
+        if len(runs) == 1:
+            print(save_plots(folders[0]))
+        else:  # the picture belongs to all runs, so it lies beside the first one
+            path = folders[0].parent / f"comparison_{'_'.join(folder.name for folder in folders)}.png"
+            write_whole(path, plot_comparison(runs).savefig)
+            print(compare(runs), path, sep="\n\n")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(*paths, sep="\n")
     return 0
 
 

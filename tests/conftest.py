@@ -1,3 +1,4 @@
+import ast
 import shutil
 import struct
 import subprocess
@@ -33,24 +34,34 @@ def idx(tensor):
     return header + tensor.to(torch.uint8).numpy().tobytes()
 
 
-def copy_project(folder, **constants):
-    """Copy what a clone of the project contains, with edited constants in main.py, as a
-    person would edit them."""
+def edit(path, **constants):
+    """Replace the values of constants in a copy of main.py by other source text."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assigned = [node for node in ast.parse("\n".join(lines)).body if isinstance(node, ast.Assign)]
+    for node in reversed(assigned):
+        if (name := node.targets[0].id) in constants:
+            lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {constants.pop(name)}"]
+    assert not constants
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def copy_project(folder, sample=True, **constants):
+    """Copy what a clone of the project contains, with edited constants in main.py, given as
+    source text. With the sample in data/, nothing is downloaded."""
     for path in PROJECT.glob("*.py"):
         shutil.copy(path, folder)
     shutil.copytree(dataset.SAMPLE_DIR, folder / "data" / "sample")
-    lines = (folder / "main.py").read_text().splitlines()
-    for name, value in constants.items():
-        (index,) = [i for i, line in enumerate(lines) if line.startswith(f"{name} = ")]
-        lines[index] = f"{name} = {value!r}"
-    (folder / "main.py").write_text("\n".join(lines) + "\n")
+    edit(folder / "main.py", **constants)
+    if sample:
+        for name in ("train.tar", "test.tar"):
+            (folder / "data" / name).symlink_to(folder / "data" / "sample" / name)
     return folder
 
 
-def use_sample(folder):
-    """Put the sample where a copy of the project looks for MNIST, so that nothing is downloaded."""
-    for name in ("train.tar", "test.tar"):
-        (folder / "data" / name).symlink_to(folder / "data" / "sample" / name)
+def results_of(folder):
+    """The folder of the only run in a copy of the project."""
+    (results,) = (folder / "results").iterdir()
+    return results
 
 
 # All ways to the internet closed, and a warning is an error: a user should see none.
@@ -62,12 +73,12 @@ ENVIRONMENT = {
 }
 
 
-def run(folder, *arguments):
+def run(folder, *arguments, **environment):
     """Run python in the folder, without a network."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         capture_output=True,
         encoding="utf-8",
         timeout=120,

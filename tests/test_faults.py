@@ -1,4 +1,4 @@
-"""Faults while the program runs: real signals and limits on real processes."""
+"""Faults while the program runs: real signals, limits and files on real processes."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import time
 import pytest
 
 import plot
-from conftest import ENVIRONMENT, copy_project, use_sample
+from conftest import ENVIRONMENT, copy_project, edit, results_of, run
 
 NAMES = ("LeNet5", "CustomMLP", "RegularizedLeNet5")
 
@@ -22,11 +22,8 @@ def start(tmp_path):
     processes of its own, as a shell does. What is left of the group at the end is killed."""
     processes = []
 
-    def start(edit=lambda line: line, preexec_fn=None, **constants):
+    def start(preexec_fn=None, **constants):
         folder = copy_project(tmp_path, **constants)
-        use_sample(folder)
-        lines = (folder / "main.py").read_text().splitlines()
-        (folder / "main.py").write_text("\n".join(map(edit, lines)) + "\n")
         process = subprocess.Popen(
             [sys.executable, "main.py"],
             cwd=folder,
@@ -59,11 +56,6 @@ def wait_for_epochs(process, count):
             seen.add(match[1])
 
 
-def results_of(tmp_path):
-    (folder,) = (tmp_path / "results").iterdir()
-    return folder
-
-
 def assert_group_ends(process, seconds):
     """All processes of the group end within some seconds."""
     deadline = time.monotonic() + seconds
@@ -76,15 +68,9 @@ def assert_group_ends(process, seconds):
     pytest.fail("a process is left behind")
 
 
-def assert_whole_lines(folder):
-    for path in folder.glob("*.csv"):
-        text = path.read_text()
-        assert text.endswith("\n") and {line.count(",") for line in text.splitlines()} == {5}
-
-
 @pytest.mark.parametrize("number, workers", [(signal.SIGINT, 2), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
 def test_interrupted_run_is_plotted_and_leaves_no_process(start, tmp_path, number, workers):
-    process = start(EPOCHS=1000, WORKERS=workers)
+    process = start(EPOCHS="1000", WORKERS=str(workers))
     wait_for_epochs(process, workers)
     if number == signal.SIGINT:  # Ctrl-C in a terminal reaches the whole group, and here twice
         os.killpg(process.pid, number)
@@ -93,63 +79,116 @@ def test_interrupted_run_is_plotted_and_leaves_no_process(start, tmp_path, numbe
     else:
         process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 128 + number, err
+    assert process.returncode == 130, err
     assert_group_ends(process, 5)
     folder = results_of(tmp_path)
     assert len(err.splitlines()) == 1, err
     assert folder.name in err
-    assert_whole_lines(folder)
-    finished = set(plot.read_run(folder))
-    assert {path.stem for path in folder.glob("*.png")} == finished | {"comparison"}
+    for path in folder.glob("*.csv"):
+        text = path.read_text()
+        assert text.endswith("\n") and {line.count(",") for line in text.splitlines()} == {6}
+    assert {path.stem for path in folder.glob("*.png")} == {*plot.read_run(folder).stats, "comparison"}
     assert all(name in (folder / "summary.md").read_text() for name in NAMES)
     assert not list(folder.glob("*.pt")) and not list(folder.glob("*.part"))
 
 
 def test_killed_parent_takes_its_trainings_with_it(start, tmp_path):
-    process = start(EPOCHS=1000, WORKERS=2)
+    process = start(EPOCHS="1000", WORKERS="2")
     wait_for_epochs(process, 2)
     process.kill()
     process.wait()
     assert_group_ends(process, 5)
     folder = results_of(tmp_path)
-    assert len(plot.read_run(folder)) == 2
+    assert len(plot.read_run(folder).stats) == 2
     assert plot.main([str(folder)]) == 0
 
 
-def explode(line):
-    """Give LeNet5 a learning rate with which the loss overflows."""
-    return line.replace("0.02", "1e30") if line.lstrip().startswith('"LeNet5"') else line
+# A model that breaks after the rehearsal, as soon as it is trained in a process of its own.
+BREAKING = """
+
+import multiprocessing, os, signal
 
 
-def test_exploding_loss_ends_that_training_only(start, tmp_path):
-    process = start(explode, EPOCHS=1, WORKERS=2)
-    out, err = process.communicate(timeout=60)
+class Breaking(LeNet5):
+    def forward(self, images):
+        if multiprocessing.parent_process():
+            {}
+        return super().forward(images)
+"""
+
+
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", ["died"]),
+        ("return super().forward(images) * float('inf')", ["exploded", "learning_rate"]),
+        ("raise RuntimeError('my own fault')", ["my own fault"]),
+    ],
+)
+def test_a_training_that_fails_takes_no_other_with_it(tmp_path, fault, words):
+    rows = '{"breaks": Experiment(Breaking, 0.02), "lasts": Experiment(CustomMLP, 0.01)}'
+    folder = copy_project(tmp_path, EPOCHS="1", WORKERS="2", EXPERIMENTS=rows)
+    with open(folder / "model.py", "a") as file:
+        file.write(BREAKING.format(fault))
+    text = (folder / "main.py").read_text().replace("RegularizedLeNet5\n\n", "RegularizedLeNet5, Breaking\n\n", 1)
+    (folder / "main.py").write_text(text)
+    process = run(folder, "main.py")
     assert process.returncode == 1
-    (line,) = err.splitlines()
-    assert "LeNet5" in line and "seed 0" in line and "epoch 1" in line and "learning_rate" in line
-    folder = results_of(tmp_path)
-    assert set(plot.read_run(folder)) == {"CustomMLP", "RegularizedLeNet5"}
-    plots = {"CustomMLP", "RegularizedLeNet5", "comparison", "mistakes"}
-    assert {path.stem for path in folder.glob("*.png")} == plots
-    assert "LeNet5, seed 0" in (folder / "summary.md").read_text()
+    (line,) = process.stderr.splitlines()
+    assert all(word in line for word in ("breaks", "seed 0", *words))
+    folder = results_of(folder)
+    assert set(plot.read_run(folder).stats) == {"lasts"}
+    assert {path.stem for path in folder.glob("*.png")} >= {"lasts", "comparison", "mistakes"}
+    assert "breaks, seed 0" in (folder / "summary.md").read_text()
+
+
+def test_editing_main_while_it_runs_changes_nothing_in_that_run(start, tmp_path):
+    process = start(EPOCHS="2", WORKERS="1")
+    wait_for_epochs(process, 1)
+    edit(tmp_path / "main.py", EPOCHS="7", EXPERIMENTS="nonsense")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    run = plot.read_run(results_of(tmp_path))
+    assert [len(run.stats[name][0]["epoch"]) for name in NAMES] == [2, 2, 2]
 
 
 def test_full_disk_is_one_line_and_keeps_the_figures(start, tmp_path):
-    limit = 100_000  # bytes of a file: enough for figures, too few for weights and plots
-    process = start(
-        EPOCHS=1, WORKERS=1, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    )
+    limit = 30_000  # bytes of a file: enough for figures, too few for weights and plots
+    process = start(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), EPOCHS="1", WORKERS="1")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in err
-    assert all(name in line for name, line in zip(NAMES, err.splitlines()))
+    assert all(any(name in line for line in err.splitlines()) for name in NAMES)
     folder = results_of(tmp_path)
-    assert set(plot.read_run(folder)) == set(NAMES)
+    assert set(plot.read_run(folder).stats) == set(NAMES)
     assert not list(folder.glob("*.pt")) and not list(folder.glob("*.part"))
 
 
-def test_nothing_finished_is_no_traceback(start, tmp_path):
-    process = start(lambda line: re.sub(r"learning_rate=[0-9.]+", "learning_rate=1e30", line), EPOCHS=1, WORKERS=1)
-    out, err = process.communicate(timeout=60)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("sink", ["closed pipe", "/dev/full"])
+def test_standard_output_that_fails_costs_the_lines_only(tmp_path, workers, sink):
+    folder = copy_project(tmp_path, EPOCHS="1", WORKERS=str(workers))
+    if sink == "closed pipe":
+        end, target = os.pipe()
+        os.close(end)
+    else:
+        target = os.open(sink, os.O_WRONLY)
+    process = subprocess.run(
+        [sys.executable, "main.py"], cwd=folder, env=ENVIRONMENT, stdout=target, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(target)
     assert process.returncode == 1
-    assert "Traceback" not in err and all(name in err for name in NAMES)
+    (line,) = process.stderr.decode().splitlines()
+    assert "output" in line
+    folder = results_of(folder)
+    assert {path.stem for path in folder.glob("*.pt")} == {f"{name}-seed0" for name in NAMES}
+    assert {path.stem for path in folder.glob("*.png")} >= {*NAMES, "comparison", "mistakes"}
+
+
+def test_a_terminal_without_the_character_gets_a_replacement(tmp_path):
+    rows = '{"A": Experiment(CustomMLP, 0.01)}'
+    folder = copy_project(tmp_path, EPOCHS="1", SEEDS="(0, 1)", EXPERIMENTS=rows)
+    process = run(folder, "main.py", PYTHONIOENCODING="ascii")
+    assert process.returncode == 0 and process.stderr == ""
+    assert "mean ? standard" in process.stdout
+    assert "mean ± standard" in (results_of(folder) / "summary.md").read_text(encoding="utf-8")
