@@ -85,8 +85,8 @@ class MNIST(Dataset):
         images = normalize(images)
         if self.transform is not None:
             batch = self.transform(images.view(-1, 1, 28, 28))  # a single image is a batch of one
-            if batch.numel() != images.numel():
-                raise ValueError(f"the transform must keep the shape (B, 1, 28, 28), but returned {tuple(batch.shape)}")
+            if batch.shape[-3:] != (1, 28, 28):
+                raise ValueError(f"the transform must keep (B, 1, 28, 28), but returned {tuple(batch.shape)}")
             images = batch.view(images.shape)
         return images, labels
 
@@ -114,10 +114,8 @@ class Augmentation:
     elastic: standard deviation, in pixels, of a smooth random displacement, 0 to 14, as in
         Simard, Steinkraus, Platt (2003), "Best Practices for Convolutional Neural Networks".
 
-    `augmentation(images)` maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the
-    same shape. Pixel values are interpolated; what enters from outside is background.
-
-    Raises ValueError if a limit is out of range.
+    Maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same shape. Pixel values are
+    interpolated; what enters from outside is background. Raises ValueError for other limits.
     """
 
     def __init__(self, rotation=0, shift=0, scaling=0, elastic=0):
@@ -207,11 +205,8 @@ def find_data(data_dir):
 
 
 def check_sets(train_set, test_set):
-    """Return warnings, one text each, about training and test images that don't go together.
-
-    Raises ValueError if most images of one set are in the other as well: testing on memorized
-    images proves nothing.
-    """
+    """Return warnings, one text each, about training and test images. Raises ValueError if most images
+    of one set are in the other as well: testing on memorized images proves nothing."""
     sides = [[image.tobytes() for image in images.images.numpy()] for images in (train_set, test_set)]
     in_both = set(sides[0]) & set(sides[1])
     fraction = max(sum(image in in_both for image in images) / len(images) for images in sides)
@@ -230,7 +225,7 @@ def download(data_dir, timeout=10):
 
     timeout: seconds to wait for a silent server.
 
-    Raises RuntimeError if the download fails, and OSError if `data_dir` can't be written to.
+    Raises RuntimeError if the download fails, OSError if `data_dir` can't be written to.
     """
     from torchvision import datasets  # takes more than a second, and most runs don't need it
 
@@ -258,11 +253,8 @@ def download(data_dir, timeout=10):
 
 
 def write_tar(tar_path, images, labels):
-    """Write images, uint8 (N, 28, 28), and labels, (N,), as a new tar that `MNIST` can read.
-
-    The members lie in a folder with the tar's name and are numbered from 0. Raises
-    FileExistsError rather than overwrite a tar.
-    """
+    """Write images, uint8 (N, 28, 28), and labels, (N,), as a new tar that `MNIST` can read, numbered
+    from 0. Raises FileExistsError rather than overwrite a tar."""
     folder = Path(tar_path).stem
     with tarfile.open(tar_path, "x") as tar:
         for number, (image, label) in enumerate(zip(images, labels)):
@@ -412,11 +404,8 @@ def check_end(tar, tar_path):
 
 
 def decode(png, where):
-    """Return the 784 bytes of a 28 x 28 grey PNG.
-
-    Also reads grey with fewer than 8 bits, and colour formats that hold only opaque grey.
-    Raises BadData, starting with `where`, for anything else.
-    """
+    """Return the 784 bytes of a 28 x 28 grey PNG, also of one with fewer than 8 bits or in a colour
+    format that holds only opaque grey. Raises BadData, starting with `where`, for anything else."""
     if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 33:
         raise BadData(f"{where} is not a PNG")
     # Read here, because Pillow has its own ideas about huge images.

@@ -147,11 +147,8 @@ def build(experiment, train_set):
 
 
 def run_training(name, experiment, seed, train_set, test_set, digits, folder):
-    """Train one experiment with one seed, and write its files into the folder.
-
-    Each finished epoch adds a line to <name>-seed<seed>.csv. At the end, the trained weights go to
-    <name>-seed<seed>.pt, the answers to <name>-seed<seed>.npz.
-    """
+    """Train one experiment with one seed. Each finished epoch adds a line to <name>-seed<seed>.csv in the
+    folder; at the end, the weights go to <name>-seed<seed>.pt, the answers to <name>-seed<seed>.npz."""
     device, criterion = experiment.device, nn.CrossEntropyLoss()
     train_set.to(device)
     test_set.to(device)
@@ -194,11 +191,8 @@ def save_model(path, model, test_loader, digits, device):
 
 def run_trainings(trainings, workers, *shared, method=None):
     """Run all trainings, (name, experiment, seed) each, with the other arguments of `run_training`.
-    Return whether all of them finished.
-
-    One worker runs them here, one after the other. More workers run each training in a process of
-    its own, which writes its own files. If one fails or dies, the others go on.
-    """
+    Return whether all finished. With one worker, they run here, one after the other; with more, each in
+    its own process, which writes its own files. If one fails or dies, the others go on."""
     if workers == 1:
         return all([attempt(*training, *shared) for training in trainings])
     # A fork starts at once, with everything loaded. It would lose the threads that torch keeps
@@ -299,22 +293,22 @@ def rehearse(train_set):
 
 def check_constants():
     """Raise ValueError, naming the constant and what is allowed, if one can't be used."""
-    path, accelerator = (str, Path), torch.accelerator.current_accelerator(check_available=True)
+    whole = lambda value, least: isinstance(value, int) and least <= value < 2**63  # noqa: E731
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     devices = ["cpu", accelerator.type] if accelerator else ["cpu"]
-    are_seeds = isinstance(SEEDS, (tuple, list, range)) and all(is_whole(seed, 0) for seed in SEEDS)
+    are_seeds = isinstance(SEEDS, (tuple, list, range)) and all(whole(seed, 0) for seed in SEEDS)
     rules = {
-        "EPOCHS": (is_whole(EPOCHS, 1), "a whole number from 1"),
-        "BATCH_SIZE": (is_whole(BATCH_SIZE, 1), "a whole number from 1"),
+        "EPOCHS": (whole(EPOCHS, 1), "a whole number from 1"),
+        "BATCH_SIZE": (whole(BATCH_SIZE, 1), "a whole number from 1"),
         "MOMENTUM": (isinstance(MOMENTUM, (int, float)) and 0 <= MOMENTUM < 1, "a number from 0 to below 1"),
         "SEEDS": (are_seeds and 0 < len(SEEDS) == len({*SEEDS}), "distinct whole numbers, such as (0, 1, 2)"),
         "DEVICE": (DEVICE in devices, f"one of {devices} on this machine"),
-        "VALIDATION_IMAGES": (is_whole(VALIDATION_IMAGES, 0), "a whole number from 0"),
-        "WORKERS": (WORKERS is None or is_whole(WORKERS, 1), "None or a whole number from 1"),
-        "DATA_DIR": (isinstance(DATA_DIR, path), "the path of a folder"),
-        "RESULTS_DIR": (isinstance(RESULTS_DIR, path), "the path of a folder"),
-        "DIGITS_DIR": (isinstance(DIGITS_DIR, path), "the path of a folder"),
+        "VALIDATION_IMAGES": (whole(VALIDATION_IMAGES, 0), "a whole number from 0"),
+        "WORKERS": (WORKERS is None or whole(WORKERS, 1), "None or a whole number from 1"),
         "EXPERIMENTS": (isinstance(EXPERIMENTS, dict) and EXPERIMENTS, "a table of at least one row"),
     }
+    for constant in ("DATA_DIR", "RESULTS_DIR", "DIGITS_DIR"):
+        rules[constant] = isinstance(globals()[constant], (str, Path)), "the path of a folder"
     for constant, (allowed, rule) in rules.items():
         if not allowed:
             raise ValueError(f"{constant} = {globals()[constant]!r} in main.py must be {rule}")
@@ -327,14 +321,8 @@ def check_constants():
         taken.add(name.casefold())
 
 
-def is_whole(value, least):
-    """Return whether this is a whole number that torch takes, and not below the least one."""
-    return isinstance(value, int) and least <= value < 2**63
-
-
 def start_run(data, parameters, digits):
-    """Make and return a new folder in RESULTS_DIR, named after the date and time. Write the constants,
-    the data, the numbers of parameters and the versions to settings.json, the digits to my_digits.npz."""
+    """Make and return a new folder in RESULTS_DIR, with settings.json and my_digits.npz."""
     while True:
         folder = Path(RESULTS_DIR) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         try:

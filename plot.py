@@ -8,7 +8,6 @@
 import json
 import math
 import re
-import statistics
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ class Run:
     settings: dict  # settings.json
     stats: dict  # {experiment: {seed: {column: array with a number per epoch}}}
     answers: dict  # {experiment: {seed: the arrays of its .npz}}, of finished trainings
-    filters: dict  # {"experiment, seed k": weights of its first layer}, as for `first`
+    filters: dict  # {experiment: weights of the first layer, of its first finished seed}
     digits: dict  # the arrays of my_digits.npz
 
     def first(self):
@@ -86,20 +85,19 @@ def read_run(folder):
         if not all(isinstance(row, dict) for row in run.settings["EXPERIMENTS"].values()):
             raise ValueError("a row of EXPERIMENTS has the wrong type")
         stats = {name: {} for name in run.settings["EXPERIMENTS"]}
-        for path in folder.glob("*-seed*.csv"):
+        for path in sorted(folder.glob("*-seed*.csv")):
             match = re.fullmatch(r"(.+)-seed(\d+)", path.stem)
             if match and (values := read_csv(path)):  # other files are not of this run
                 stats.setdefault(match[1], {})[int(match[2])] = values
         run.stats = {name: dict(sorted(seeds.items())) for name, seeds in stats.items() if seeds}
         for name, seeds in run.stats.items():
-            paths = {seed: folder / f"{name}-seed{seed}.npz" for seed in seeds}
-            paths = {seed: path for seed, path in paths.items() if path.exists()}
-            for seed, path in paths.items():
-                run.answers.setdefault(name, {})[seed] = dict(np.load(path))
-            if paths:
-                path = paths[min(paths)].with_suffix(".pt")
-                weights = torch.load(path, weights_only=True).values()
-                run.filters[f"{name}, seed {min(paths)}"] = next(each for each in weights if each.dim() > 1).numpy()
+            for seed in seeds:
+                path = folder / f"{name}-seed{seed}.npz"
+                if path.exists():
+                    run.answers.setdefault(name, {})[seed] = dict(np.load(path))
+                    path = path.with_suffix(".pt")
+                    weights = torch.load(path, weights_only=True).values()
+                    run.filters.setdefault(name, next(each for each in weights if each.dim() > 1).numpy())
         path = folder / "my_digits.npz"
         run.digits = dict(np.load(path)) if path.exists() else {}
     except Exception as error:  # json, numpy, zipfile and torch raise many kinds
@@ -141,28 +139,34 @@ def summary(run):
     for name, seeds in run.stats.items():
         gain = difference(run.stats[baseline], seeds, "val_accuracy") if gains and name != baseline else ""
         seconds = mean_and_deviation([values["seconds"].sum() for values in seeds.values()], ".0f")
-        table.append([name, f"{parameters[name]:,}" if name in parameters else "", *figures(seeds, -1), *[gain] * gains, seconds])
+        size = f"{parameters[name]:,}" if name in parameters else ""
+        table.append([name, size, *figures(seeds, -1), *[gain] * gains, seconds])
         epochs = range(min(len(values["epoch"]) for values in seeds.values()))
         rows = [[str(epoch + 1), *figures(seeds, epoch)] for epoch in epochs]
-        every_epoch += ["", f"## {name}, epoch by epoch", "", *markdown([["epoch", *HEADINGS.values()], *rows])]
+        rows.insert(0, ["epoch", *HEADINGS.values()])
+        every_epoch += ["", f"## {name}, epoch by epoch", "", *markdown(rows)]
     averages = f"mean ± standard deviation of {run.seeds()} seeds" if run.seeds() > 1 else "1 seed"
     lines = [f"{run.description()}, last epoch, {averages}", "", *markdown(table), ""]
-    lines += ["Gain: validation accuracy, percentage points" + " ± standard error" * (run.seeds() > 1)] * gains
+    if gains:
+        error = " ± standard error" if run.seeds() > 1 else ""
+        lines.append(f"Gain: validation accuracy, in percentage points{error}")
     return "\n".join(lines + remarks(run)), "\n".join(every_epoch)
 
 
 def remarks(run):
     """Return a line for each training that has not finished, or has not learned."""
-    lines, chance = [], 0.95 * math.log(10)  # a model that guesses has a loss of ln 10
+    lines = []
     for name, row in run.settings["EXPERIMENTS"].items():
         for seed in run.settings["SEEDS"]:
             values, answers = (part.get(name, {}).get(seed) for part in (run.stats, run.answers))
             epochs, all_epochs = len(values["epoch"]) if values else 0, row.get("epochs", 0)
             if epochs < all_epochs:
                 lines.append(f"Not finished: {name}, seed {seed}: {epochs} of {all_epochs} epochs")
-            elif answers and (chance < values["train_loss"][-1] or np.ptp(answers["logits"].argmax(axis=1)) == 0):
-                advice = f"try a learning_rate below {row.get('learning_rate')}, or another activation"
-                lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
+            elif answers:
+                same = np.ptp(answers["logits"].argmax(axis=1)) == 0
+                if same or values["train_loss"][-1] > 0.95 * math.log(10):  # guessing has a loss of ln 10
+                    advice = f"try a learning_rate below {row.get('learning_rate')}, or another activation"
+                    lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
     return lines
 
 
@@ -182,8 +186,8 @@ def figures(seeds, epoch, columns=tuple(HEADINGS)):
 
 def mean_and_deviation(values, form):
     """Return the mean in this format, with "± standard deviation" if there are several values."""
-    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{form}}{deviation}"
+    deviation = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{deviation}"
 
 
 def difference(old_seeds, new_seeds, column):
@@ -191,9 +195,9 @@ def difference(old_seeds, new_seeds, column):
     points, with the standard error if both have several seeds."""
     factor, form = (100, ".2f") if column.endswith("accuracy") else (1, ".4f")
     old, new = ([factor * stats[column][-1] for stats in seeds.values()] for seeds in (old_seeds, new_seeds))
-    text = f"{statistics.mean(new) - statistics.mean(old):+{form}}"
+    text = f"{np.mean(new) - np.mean(old):+{form}}"
     if min(len(old), len(new)) > 1:
-        text += f" ± {math.hypot(*(statistics.stdev(each) / math.sqrt(len(each)) for each in (old, new))):{form}}"
+        text += f" ± {math.hypot(*(np.std(each, ddof=1) / len(each) ** 0.5 for each in (old, new))):{form}}"
     return text
 
 
@@ -209,7 +213,7 @@ def compare(runs):
                 known = first and run is not runs[0]
                 gains = [difference(first, seeds, column) if known else "" for column in columns]
                 table.append([name, letter, *figures(seeds, -1, columns), *gains])
-    return "\n".join(lines + markdown(table) + ["", "Last epochs; accuracies in percentage points, ± standard error"])
+    return "\n".join([*lines, *markdown(table), "", "Last epochs; gains in accuracy in percentage points"])
 
 
 def changes(runs):
@@ -223,9 +227,11 @@ def changes(runs):
                 found.append(f"{row} only in {letter if after else 'A'}")
                 continue
             for key in before | after:
-                pair, defaults = ((a.get(k), b.get(k)) for a, b, k in ((before, after, key), (old, new, key.upper())))
-                # a row that inherits a changed constant is not listed again
-                listed = pair != defaults if row else key.isupper() and key not in ("EXPERIMENTS", "RESULTS_DIR")
+                pair = before.get(key), after.get(key)
+                constant = old.get(key.upper()), new.get(key.upper())
+                # a row that only follows a changed constant is not listed
+                known = key.isupper() and key not in ("EXPERIMENTS", "RESULTS_DIR")
+                listed = pair != constant if row else known
                 if listed and pair[0] != pair[1]:
                     found.append(f"{f'{row}: ' * bool(row)}{key} {pair[0]} -> {pair[1]}")
         if runs[0].description() != run.description():
@@ -285,9 +291,9 @@ def plot_comparison(runs):
 def look(experiment, run, runs):
     """Return colour, line style and marker: a style for each of several runs, otherwise for each
     seven experiments."""
-    group = experiment // len(COLORS)
-    style, marker = (run, group) if runs > 1 else (group, group // len(LINE_STYLES))
-    return COLORS[experiment % len(COLORS)], LINE_STYLES[style % len(LINE_STYLES)], MARKERS[marker % len(MARKERS)]
+    group = experiment // 7
+    style, marker = (run, group) if runs > 1 else (group, group // 4)
+    return COLORS[experiment % 7], LINE_STYLES[style % 4], MARKERS[marker % 6]
 
 
 def title(name, run):
@@ -328,8 +334,8 @@ def finish(axes, heading, quantity):
         axes.set_ylabel("accuracy in %")
         # The logarithm of the error spreads out 98 to 99.9% and still has room for 20%. The 0.02
         # keeps 100% finite, the maximum what matplotlib tries beyond.
-        spread = (lambda value: -np.log10(np.maximum(100.02 - value, 0.01)), lambda place: 100.02 - 10.0**-place)
-        axes.set_yscale("function", functions=spread)
+        spread = lambda value: -np.log10(np.maximum(100.02 - value, 0.01))  # noqa: E731
+        axes.set_yscale("function", functions=(spread, lambda place: 100.02 - 10.0**-place))
         axes.autoscale_view()
         low, high = axes.get_ylim()
         ticks = [tick for tick in ACCURACY_TICKS if low <= tick <= high]
@@ -358,7 +364,7 @@ def softmax(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def confidence(probabilities):
+def percent(probabilities):
     """Return the largest probability in percent, rounded down: 99.99% rather than 100%."""
     return f"{min(math.floor(1e4 * probabilities.max()), 9999) / 100:.2f}%"
 
@@ -372,7 +378,8 @@ def plot_mistakes(run):
         worst = np.argsort(-chances.max(axis=1), kind="stable")[:25]
         heading = f"{training}: {wrong.sum():,} mistakes"
         if len(worst):
-            heading += f"\nthese with confidence {confidence(chances[worst[-1]])} to {confidence(chances[worst[0]])}"
+            low, high = percent(chances[worst[-1]]), percent(chances[worst[0]])
+            heading += f"\nthese with confidence {low} to {high}"
         axes.set_title(heading, fontsize=9)
         picture = np.full((5 * 40, 5 * 32), 255, dtype=np.uint8)  # white, 32 x 40 for an image and its text
         for place, index in enumerate(worst):
@@ -402,13 +409,14 @@ def plot_confusion(run):
 
 
 def plot_filters(run):
-    """Return a Figure with the weights of each first layer as pictures: a convolution's on one
-    channel, or those of a linear layer on 28 x 28 pixels. None if there is no such layer."""
-    filters = {
-        training: weights[:, 0] if weights.ndim == 4 else weights.reshape(-1, 28, 28)
-        for training, weights in run.filters.items()
-        if (weights.ndim == 4 and weights.shape[1] == 1) or (weights.ndim == 2 and weights.shape[1] == 784)
-    }
+    """Return a Figure with the weights of each first layer as pictures, if it is a convolution on one
+    channel or a linear layer on 28 x 28 pixels. None if there is no such layer."""
+    filters = {}
+    for training, weights in zip(run.first(), run.filters.values()):  # both of the first finished seeds
+        if weights.ndim == 4 and weights.shape[1] == 1:
+            filters[training] = weights[:, 0]
+        elif weights.ndim == 2 and weights.shape[1] == 784:
+            filters[training] = weights.reshape(-1, 28, 28)
     if not filters:
         return None
     heading = "Weights of the first layer: blue is positive, red negative"
@@ -440,7 +448,7 @@ def plot_digits(run):
         for axes, (training, arrays) in zip(rest, answers.items()):
             chances = softmax(arrays["digit_logits"][row])
             axes.bar(range(10), chances, color=np.where(chances == chances.max(), COLORS[1], COLORS[0]))
-            axes.set_title(f"{training}\n{chances.argmax()}: {confidence(chances)}", fontsize=8)
+            axes.set_title(f"{training}\n{chances.argmax()}: {percent(chances)}", fontsize=8)
             axes.set_xticks(range(10), range(10), fontsize=7)
             axes.set_ylim(0, 1)
     return figure

@@ -23,12 +23,16 @@ def section(heading):
     return rest.partition("\n## ")[0]
 
 
+def original_report():
+    return section("The report").partition("\n### What the original report measured\n")[2]
+
+
 def calculations(text):
     """(left side, right side) of every `calculation = number` in a text."""
     return re.findall(r"`([^`=]+) = ([0-9.,]+)`", text)
 
 
-@pytest.mark.parametrize("left, right", calculations(section("What the original report measured")))
+@pytest.mark.parametrize("left, right", calculations(original_report()))
 def test_arithmetic_of_the_report(left, right):
     value = eval(left.replace(",", ""), {"ln": math.log, "e": math.e})
     decimals = len(right.partition(".")[2])
@@ -36,7 +40,7 @@ def test_arithmetic_of_the_report(left, right):
 
 
 def test_the_four_findings_are_calculated():
-    lefts, rights = zip(*calculations(section("What the original report measured")))
+    lefts, rights = zip(*calculations(original_report()))
     assert {*lefts} >= {"2.3026 / 0.0360", "(ln(e + 9) - 1) / 64", "1135 / 10000", "6742 / 60000", "0.9834 - 0.9688"}
     assert {*rights} >= {"64", "2.3026", "0.0360", "1.4612", "0.0228", "0.1135", "0.1124"}
 
@@ -98,7 +102,8 @@ def test_dropout_is_on_in_the_reports_training_only(name, test_set):
 
 
 def test_tables_of_parameters_are_those_of_the_models():
-    tables = re.findall(r"(?:^\|.*\n)+", section("The three models"), re.MULTILINE)
+    models = section("The report").partition("### The three models")[2].partition("### Training")[0]
+    tables = re.findall(r"(?:^\|.*\n)+", models, re.MULTILINE)
     for model_class, table in zip((LeNet5, CustomMLP, RegularizedLeNet5), tables, strict=True):
         rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in table.splitlines()]
         layers = {
@@ -114,17 +119,30 @@ def test_tables_of_parameters_are_those_of_the_models():
             assert eval(calculation.replace("x", "*").replace(",", "")) == int(count.replace(",", ""))
 
 
-def test_rows_to_paste_can_be_trained(monkeypatch):
-    (block,) = re.findall(
-        r"^EXPERIMENTS = \{\n.*?^\}\n", section("What regularization brings"), re.DOTALL | re.MULTILINE
-    )
-    names = {"LeNet5": LeNet5, "RegularizedLeNet5": RegularizedLeNet5}
-    experiments = eval(block.partition(" = ")[2], names)
-    shipped = main.EXPERIMENTS
-    assert experiments["LeNet5"] == shipped["LeNet5"]
-    assert shipped["RegularizedLeNet5"] in experiments.values()
-    monkeypatch.setattr(main, "EXPERIMENTS", experiments)
+@pytest.fixture
+def pasted_rows():
+    """The rows that the README gives for its table of techniques."""
+    (block,) = re.findall(r"^AUGMENTATION = .*?^\}\n", section("The report"), re.DOTALL | re.MULTILINE)
+    names = {name: getattr(main, name) for name in ("Experiment", "LeNet5", "CustomMLP", "RegularizedLeNet5")}
+    exec(block, names)
+    return names["EXPERIMENTS"]
+
+
+def test_rows_to_paste_can_be_trained(monkeypatch, train_set, pasted_rows):
+    for name, row in main.EXPERIMENTS.items():
+        assert pasted_rows[name] == row
+    monkeypatch.setattr(main, "EXPERIMENTS", pasted_rows)
     main.check_constants()
+    main.rehearse(train_set)
     # the rows of the table, in the same order
-    lines = re.findall(r"^\| (.*?) +\|", section("What regularization brings"), re.MULTILINE)
-    assert [line for line in lines if line in experiments] == list(experiments)
+    table = section("The report").partition("### What regularization brings")[2].partition("\n### ")[0]
+    lines = re.findall(r"^\| (.*?) +\|", table, re.MULTILINE)
+    assert [line for line in lines if line in pasted_rows] == list(pasted_rows)
+
+
+def test_examples_of_rows_can_be_trained(monkeypatch, train_set):
+    rows = re.findall(r'^    (".*": Experiment\(.*\)),$', section("What to edit"), re.MULTILINE)
+    examples = eval("{" + ", ".join(rows) + "}", vars(main))
+    assert len(examples) == len(rows) > 1
+    monkeypatch.setattr(main, "EXPERIMENTS", examples)
+    main.rehearse(train_set)

@@ -1,0 +1,69 @@
+"""How well are digits recognized that come from a picture instead of a tar?
+
+    python tests/recognition.py [FOLDER]
+
+Redraws 2,000 test digits of data/test.tar on paper, reads them with `read_digit`, and prints the
+accuracy of the models of a run (by default the newest in results/) on the originals, on the
+pictures that were only inverted and resized, and on what `read_digit` makes of them. Takes
+five minutes.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+
+from conftest import PROJECT
+
+import dataset
+import plot
+from model import CustomMLP, LeNet5, RegularizedLeNet5
+from test_dataset import PAPERS, paper
+
+COUNT = 2000
+
+
+def accuracies(models, images, labels):
+    """Return the accuracy of each model on images, uint8 (N, 28, 28), as cells of a table."""
+    with torch.no_grad():
+        answers = [model(dataset.normalize(images)).argmax(dim=1) for model in models]
+    return [f"{(answer == labels).float().mean():.2%}" for answer in answers]
+
+
+def resized(path):
+    """Return a picture as 28 x 28 pixels, inverted if it is light, without looking for the digit."""
+    picture = Image.open(path).convert("L")
+    light = torch.tensor(list(picture.getdata())).float().median() > 127
+    picture = (ImageOps.invert(picture) if light else picture).resize((28, 28))
+    return torch.tensor(list(picture.getdata()), dtype=torch.uint8).view(28, 28)
+
+
+def main(folder):
+    """Print the table."""
+    torch.set_num_threads(1)
+    models = []
+    for model_class in (LeNet5, CustomMLP, RegularizedLeNet5):
+        model = model_class()
+        model.load_state_dict(torch.load(folder / f"{model_class.__name__}-seed0.pt", weights_only=True))
+        models.append(model.eval())
+    chosen = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))[:COUNT]
+    test_set = dataset.MNIST(PROJECT / "data" / "test.tar").subset(chosen)
+    rows = [["pictures", *(type(model).__name__ for model in models)]]
+    rows.append(["originals", *accuracies(models, test_set.images, test_set.labels)])
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "digit.png"
+        for name, options in PAPERS.items():
+            read, plain = [], []
+            for seed, image in enumerate(test_set.images):
+                paper(image.numpy(), **options, seed=seed).save(path, compress_level=1)
+                read.append(dataset.read_digit(path))
+                plain.append(resized(path))
+            rows.append([f"{name}: resized", *accuracies(models, torch.stack(plain), test_set.labels)])
+            rows.append([f"{name}: read_digit", *accuracies(models, torch.stack(read), test_set.labels)])
+    print("\n".join(plot.markdown(rows)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else plot.newest_run(PROJECT / "results"))
