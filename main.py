@@ -10,6 +10,7 @@ then a table, and draws the curves. Every run gets its own folder in results/. E
 below and run it again; `python plot.py results/A results/B` shows what your edit did.
 """
 
+import gc
 import json
 import math
 import multiprocessing.connection
@@ -199,6 +200,7 @@ def run_trainings(trainings, workers, *shared, method=None):
     # for a GPU; there, and where forks are not safe, a new interpreter loads all again.
     forks = sys.platform == "linux" and not torch.accelerator.is_available()
     context = torch.multiprocessing.get_context(method or ("fork" if forks else "spawn"))
+    gc.freeze()  # else the garbage collector of each process would copy what they share
     waiting, running, finished = list(trainings), {}, True
     try:
         while waiting or running:

@@ -97,7 +97,8 @@ def read_run(folder):
                     run.answers.setdefault(name, {})[seed] = dict(np.load(path))
                     path = path.with_suffix(".pt")
                     weights = torch.load(path, weights_only=True).values()
-                    run.filters.setdefault(name, next(each for each in weights if each.dim() > 1).numpy())
+                    first = next((each for each in weights if each.dim() > 1), torch.empty(0))
+                    run.filters.setdefault(name, first.numpy())
         path = folder / "my_digits.npz"
         run.digits = dict(np.load(path)) if path.exists() else {}
     except Exception as error:  # json, numpy, zipfile and torch raise many kinds
@@ -513,4 +514,5 @@ def main(folders):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal without "±" still gets its table
     sys.exit(main(sys.argv[1:]))

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 
@@ -35,9 +36,9 @@ def accuracies(models, images, labels):
 def resized(path):
     """Return a picture as 28 x 28 pixels, inverted if it is light, without looking for the digit."""
     picture = Image.open(path).convert("L")
-    light = torch.tensor(list(picture.getdata())).float().median() > 127
+    light = np.median(np.asarray(picture)) > 127
     picture = (ImageOps.invert(picture) if light else picture).resize((28, 28))
-    return torch.tensor(list(picture.getdata()), dtype=torch.uint8).view(28, 28)
+    return torch.from_numpy(np.array(picture))
 
 
 def main(folder):

@@ -708,8 +708,8 @@ def test_read_digit_gives_back_the_digit_that_was_redrawn(tmp_path, test_set, op
         read = dataset.read_digit(tmp_path / "digit.png")
         assert read.shape == (28, 28) and read.dtype == torch.uint8
         differences.append(np.abs(read.numpy().astype(int) - digit).mean())
-    # a shift by one pixel makes a difference of 20 or so
-    assert np.median(differences) < 8 and np.quantile(differences, 0.9) < 14
+    # a shift by one pixel makes a difference of 20 or so; rounding may cause one now and then
+    assert np.median(differences) < 8 and np.quantile(differences, 0.7) < 10
 
 
 def test_read_digit_is_prepared_like_mnist(tmp_path, test_set):

@@ -56,7 +56,10 @@ def test_results_folder_holds_the_files_of_every_training(results):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", results.name)
     ends = ("csv", "pt", "npz")
     trainings = {f"{name}-seed{seed}.{end}" for name in EXPERIMENTS for seed in (0, 3) for end in ends}
-    plots = {f"{name}.png" for name in (*EXPERIMENTS, "comparison", "confusion", "filters", "mistakes", "my_digits")}
+    plots = {
+        f"{name}.png"
+        for name in (*EXPERIMENTS, "comparison", "confusion", "filters", "mistakes", "my_digits")
+    }
     others = {"settings.json", "summary.md", "my_digits.npz"}
     assert {path.name for path in results.iterdir()} == trainings | plots | others
     for path in results.glob("*.csv"):
@@ -167,7 +170,9 @@ def test_recipe_for_a_tar_of_own_images(finished, tmp_path, test_set):
 
 
 def test_without_data_and_network_trains_on_the_sample_and_says_so(tmp_path):
-    folder = copy_project(tmp_path, sample=False, EPOCHS="1", EXPERIMENTS='{"A": Experiment(CustomMLP, 0.01)}')
+    folder = copy_project(
+        tmp_path, sample=False, EPOCHS="1", EXPERIMENTS='{"A": Experiment(CustomMLP, 0.01)}'
+    )
     process = run(folder, "main.py")
     assert process.returncode == 0, process.stderr
     assert str(folder / "data") in process.stderr
@@ -279,7 +284,9 @@ def test_rows_that_cannot_be_trained_are_named_in_one_line(monkeypatch, small_ru
 def test_a_fault_in_ones_own_code_is_shown_with_its_line(tmp_path):
     folder = copy_project(tmp_path, EXPERIMENTS='{"mine": Experiment(Mine, 0.01)}', WORKERS="2")
     with open(folder / "model.py", "a") as file:
-        file.write("\n\nclass Mine(LeNet5):\n    def forward(self, x):\n        return self.fc1(x.flatten(1))\n")
+        file.write(
+            "\n\nclass Mine(LeNet5):\n    def forward(self, x):\n        return self.fc1(x.flatten(1))\n"
+        )
     text = (folder / "main.py").read_text().replace("RegularizedLeNet5\n\n", "Mine, RegularizedLeNet5\n\n", 1)
     (folder / "main.py").write_text(text)
     process = run(folder, "main.py")
@@ -290,10 +297,23 @@ def test_a_fault_in_ones_own_code_is_shown_with_its_line(tmp_path):
 
 @pytest.mark.parametrize(
     "names",
-    [("",), ("a/b",), ("..",), ("a\\b",), ("a\0b",), ("a\nb",), ("\u20ac" * 100,), ("a\ud800",), (5,), (" a",)]
+    [
+        ("",),
+        ("a/b",),
+        ("..",),
+        ("a\\b",),
+        ("a\0b",),
+        ("a\nb",),
+        ("\u20ac" * 100,),
+        ("a\ud800",),
+        (5,),
+        (" a",),
+    ]
     + [("comparison",), ("Mistakes",), ("lenet", "LeNet")],
 )
-def test_names_that_are_no_file_names_or_lead_to_the_same_one_are_refused(monkeypatch, small_run, capsys, names):
+def test_names_that_are_no_file_names_or_lead_to_the_same_one_are_refused(
+    monkeypatch, small_run, capsys, names
+):
     monkeypatch.setattr(main, "EXPERIMENTS", dict.fromkeys(names, Experiment(CustomMLP, 0.01, epochs=1)))
     assert main.main() == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -319,7 +339,9 @@ def test_ones_own_model_and_another_optimizer_train(train_set, test_set, tmp_pat
 
 def test_a_training_that_learns_nothing_says_so(monkeypatch, small_run, capsys):
     experiment = Experiment(Constant, 0.01, epochs=1)
-    monkeypatch.setattr(main, "EXPERIMENTS", {"good": replace(experiment, model=LeNet5, epochs=40), "bad": experiment})
+    monkeypatch.setattr(
+        main, "EXPERIMENTS", {"good": replace(experiment, model=LeNet5, epochs=40), "bad": experiment}
+    )
     monkeypatch.setattr(main, "SEEDS", (7,))
     assert main.main() == 0
     (warning,) = re.findall(".*learned nothing.*", capsys.readouterr().out)
@@ -364,8 +386,12 @@ def test_dropout_is_on_in_training_and_off_in_validation(test_set):
     assert main.test(*arguments) == main.test(*arguments)
 
 
-@pytest.mark.parametrize("images, batch_size, steps", [(65, 32, 2), (63, 31, 2), (1001, 1000, 1), (20, 1, 20)])
-def test_incomplete_batches_are_left_out_of_training(tmp_path, train_set, test_set, images, batch_size, steps):
+@pytest.mark.parametrize(
+    "images, batch_size, steps", [(65, 32, 2), (63, 31, 2), (1001, 1000, 1), (20, 1, 20)]
+)
+def test_incomplete_batches_are_left_out_of_training(
+    tmp_path, train_set, test_set, images, batch_size, steps
+):
     model = LeNet5 if batch_size == 1 else RegularizedLeNet5
     experiment = Experiment(model, 0.01, batch_size=batch_size, epochs=1)
     few = train_set.subset(slice(images))

@@ -81,7 +81,11 @@ def test_regularization_is_off_in_evaluation(train_set):
 
 def test_regularizations_can_be_left_out_one_by_one(train_set):
     images, _ = train_set[:64]
-    for options in ({"dropout": 0, "batch_norm": False}, {"dropout": 0.5, "batch_norm": False}, {"dropout": 0}):
+    for options in (
+        {"dropout": 0, "batch_norm": False},
+        {"dropout": 0.5, "batch_norm": False},
+        {"dropout": 0},
+    ):
         torch.manual_seed(0)
         plain = LeNet5()
         torch.manual_seed(0)

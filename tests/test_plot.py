@@ -13,8 +13,16 @@ import plot
 
 HEADER = ",".join(plot.COLUMNS)
 LENET = [
-    [(1, 0.30, 0.20, 0.10, 0.970, 5, 0.01), (2, 0.10, 0.97, 0.05, 0.985, 5, 0.02), (3, 0.05, 0.985, 0.04, 0.990, 5, 0)],
-    [(1, 0.40, 0.30, 0.20, 0.950, 5, 0.01), (2, 0.20, 0.95, 0.15, 0.975, 5, 0.02), (3, 0.15, 0.995, 0.06, 0.992, 5, 0)],
+    [
+        (1, 0.30, 0.20, 0.10, 0.970, 5, 0.01),
+        (2, 0.10, 0.97, 0.05, 0.985, 5, 0.02),
+        (3, 0.05, 0.985, 0.04, 0.990, 5, 0),
+    ],
+    [
+        (1, 0.40, 0.30, 0.20, 0.950, 5, 0.01),
+        (2, 0.20, 0.95, 0.15, 0.975, 5, 0.02),
+        (3, 0.15, 0.995, 0.06, 0.992, 5, 0),
+    ],
 ]
 MLP = [[(epoch, 2.3, 0.1124, 2.3, 0.1135, 1, 0.01) for epoch in (1, 2, 3)]]
 FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -114,7 +122,9 @@ def test_one_legend_names_every_line_states_its_end_and_hides_nothing(tmp_path, 
     for folder in folders:
         folder.mkdir()
         for index in range(experiments):
-            write_csv(folder / f"_{index}-seed0.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1), (2, 0.3, 0.9, 0.3, 0.98, 1, 0)])
+            write_csv(
+                folder / f"_{index}-seed0.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1), (2, 0.3, 0.9, 0.3, 0.98, 1, 0)]
+            )
     figure = plot.plot_comparison([plot.read_run(folder) for folder in folders])
     legend, texts = legend_of(figure)
     box = legend.get_window_extent()
@@ -124,7 +134,9 @@ def test_one_legend_names_every_line_states_its_end_and_hides_nothing(tmp_path, 
     _, *rows = texts
     assert len(rows) == experiments * runs
     assert all("0.3" in row and "90.00%" in row and "98.00%" in row for row in rows)
-    looks = [(to_hex(line.get_color()), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines]
+    looks = [
+        (to_hex(line.get_color()), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines
+    ]
     assert len(set(looks)) == experiments * runs
     # without the markers, which are small, colour and style tell 28 apart
     assert len({look[:2] for look in looks}) >= min(28, experiments * runs)
@@ -138,7 +150,9 @@ def test_equal_curves_are_said_to_be_equal(folder):
 
 @pytest.mark.parametrize("epochs", [1, 3, 10, 30, 200])
 def test_epochs_have_round_ticks_and_axes_are_named(tmp_path, epochs):
-    write_csv(tmp_path / "A-seed0.csv", [(epoch, 1 / epoch, 0.5, 1, 0.5, 1, 0.1) for epoch in range(1, epochs + 1)])
+    write_csv(
+        tmp_path / "A-seed0.csv", [(epoch, 1 / epoch, 0.5, 1, 0.5, 1, 0.1) for epoch in range(1, epochs + 1)]
+    )
     run = plot.read_run(tmp_path)
     for figure in (plot.plot_comparison([run]), plot.plot_experiment(run, "A")):
         figure.draw_without_rendering()
@@ -156,19 +170,22 @@ def test_99_and_99_2_percent_are_far_apart_though_another_curve_lies_at_11(folde
 
 
 def test_curves_near_to_each_other_get_ticks_of_their_own(tmp_path):
-    write_csv(tmp_path / "A-seed0.csv", [(1, 0.031, 0.9911, 0.031, 0.9911, 1, 0), (2, 0.03, 0.9913, 0.03, 0.9913, 1, 0)])
+    write_csv(
+        tmp_path / "A-seed0.csv",
+        [(1, 0.031, 0.9911, 0.031, 0.9911, 1, 0), (2, 0.03, 0.9913, 0.03, 0.9913, 1, 0)],
+    )
     for axes in plot.plot_experiment(plot.read_run(tmp_path), "A").axes[:2]:
         low, high = axes.get_ylim()
         assert len([tick for tick in axes.get_yticks() if low <= tick <= high]) >= 3
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "loss, accuracy", [(1e-9, 1), (1e-9, 0.9999), (2.3, 0.1135), (1e9, 0)]
-)
+@pytest.mark.parametrize("loss, accuracy", [(1e-9, 1), (1e-9, 0.9999), (2.3, 0.1135), (1e9, 0)])
 def test_every_value_can_be_drawn(tmp_path, loss, accuracy):
     write_csv(tmp_path / "A-seed0.csv", [(1, loss, accuracy, loss, accuracy, 1, 0.1)])
-    write_csv(tmp_path / "B-seed0.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1), (2, loss, accuracy, loss, accuracy, 1, 0)])
+    write_csv(
+        tmp_path / "B-seed0.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1), (2, loss, accuracy, loss, accuracy, 1, 0)]
+    )
     write_csv(tmp_path / "B-seed1.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1)])
     plot.save_plots(tmp_path)
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("A", "B", "comparison"))
@@ -219,7 +236,10 @@ def test_summary_holds_every_epoch(folder):
 def test_summary_names_what_did_not_finish(folder):
     write_csv(folder / "LeNet-seed1.csv", LENET[1][:2])
     text, _ = plot.summary(plot.read_run(folder))
-    assert re.findall(r"Not finished: (.*)", text) == ["MLP, seed 1: 0 of 3 epochs", "LeNet, seed 1: 2 of 3 epochs"]
+    assert re.findall(r"Not finished: (.*)", text) == [
+        "MLP, seed 1: 0 of 3 epochs",
+        "LeNet, seed 1: 2 of 3 epochs",
+    ]
 
 
 def test_a_run_without_a_finished_epoch_still_has_a_summary(tmp_path):
@@ -239,7 +259,11 @@ def test_two_runs_say_what_differs_and_by_how_much(folder, capsys):
     write_csv(other / "LeNet-seed0.csv", LENET[1])
     runs = [plot.read_run(folder), plot.read_run(other)]
     edits = plot.changes(runs)[0].partition(": ")[2]
-    expected = ["EPOCHS 3 -> 5", "LeNet: learning_rate 0.02 -> 0.005", "LeNet: augmentation {} -> {'shift': 1}"]
+    expected = [
+        "EPOCHS 3 -> 5",
+        "LeNet: learning_rate 0.02 -> 0.005",
+        "LeNet: augmentation {} -> {'shift': 1}",
+    ]
     assert edits == ", ".join([*expected, "New only in B"])
     figure = plot.plot_comparison(runs)
     assert all(edit in figure.get_suptitle().replace("\n", " ") for edit in expected)
@@ -256,9 +280,13 @@ def test_two_runs_say_what_differs_and_by_how_much(folder, capsys):
 
 def write_answers(folder, training, logits, labels, weights=None, **more):
     wrong = logits.argmax(axis=1) != labels
-    images = np.broadcast_to(np.arange(1, len(labels) + 1, dtype=np.uint8)[:, None, None], (len(labels), 28, 28))
+    images = np.broadcast_to(
+        np.arange(1, len(labels) + 1, dtype=np.uint8)[:, None, None], (len(labels), 28, 28)
+    )
     np.savez(folder / f"{training}.npz", logits=logits, labels=labels, mistakes=images[wrong], **more)
-    torch.save({"layer.weight": torch.ones(6, 1, 5, 5) if weights is None else weights}, folder / f"{training}.pt")
+    torch.save(
+        {"layer.weight": torch.ones(6, 1, 5, 5) if weights is None else weights}, folder / f"{training}.pt"
+    )
 
 
 def wrong_answers(count):
@@ -315,11 +343,17 @@ def test_confusion_counts_answers_and_colours_mistakes_only(folder):
 
 def test_filters_are_drawn_by_shape(folder):
     weights = torch.arange(64 * 784.0).view(64, 784)
-    for name, first in (("conv", torch.randn(6, 1, 5, 5)), ("mlp", weights), ("other", torch.ones(5, 3, 3, 3))):
+    for name, first in (
+        ("conv", torch.randn(6, 1, 5, 5)),
+        ("mlp", weights),
+        ("other", torch.ones(5, 3, 3, 3)),
+    ):
         write_csv(folder / f"{name}-seed0.csv", MLP[0])
         write_answers(folder, f"{name}-seed0", *wrong_answers(0), first)
     figure = plot.plot_filters(plot.read_run(folder))
-    drawn = {axes.get_title().partition(",")[0]: axes.images[0].get_array() for axes in figure.axes if axes.images}
+    drawn = {
+        axes.get_title().partition(",")[0]: axes.images[0].get_array() for axes in figure.axes if axes.images
+    }
     assert set(drawn) == {"conv", "mlp"}
     sheet = drawn["mlp"]
     values = sheet[~np.isnan(sheet)]
@@ -330,7 +364,9 @@ def test_filters_are_drawn_by_shape(folder):
 def test_digits_show_picture_prepared_image_and_probabilities(folder):
     names = np.array(["a.png", "$b$.png"])
     originals = np.full((2, 112, 112, 3), 200, dtype=np.uint8)
-    np.savez(folder / "my_digits.npz", names=names, images=np.full((2, 28, 28), 9, np.uint8), originals=originals)
+    np.savez(
+        folder / "my_digits.npz", names=names, images=np.full((2, 28, 28), 9, np.uint8), originals=originals
+    )
     digit_logits = np.zeros((2, 10), dtype=np.float32)
     digit_logits[[0, 1], [7, 2]] = 5
     write_answers(folder, "LeNet-seed0", *wrong_answers(0), digit_logits=digit_logits)
@@ -354,7 +390,9 @@ def test_trainings_without_figures_are_left_out(folder):
 
 def test_unfinished_last_line_is_passed_over(folder):
     path = folder / "MLP-seed0.csv"
-    path.write_text(path.read_text().rstrip("\n")[:-1])  # a number in it could still be read, but is not whole
+    path.write_text(
+        path.read_text().rstrip("\n")[:-1]
+    )  # a number in it could still be read, but is not whole
     assert list(plot.read_run(folder).stats["MLP"][0]["epoch"]) == [1, 2]
 
 

@@ -41,7 +41,13 @@ def test_arithmetic_of_the_report(left, right):
 
 def test_the_four_findings_are_calculated():
     lefts, rights = zip(*calculations(original_report()))
-    assert {*lefts} >= {"2.3026 / 0.0360", "(ln(e + 9) - 1) / 64", "1135 / 10000", "6742 / 60000", "0.9834 - 0.9688"}
+    assert {*lefts} >= {
+        "2.3026 / 0.0360",
+        "(ln(e + 9) - 1) / 64",
+        "1135 / 10000",
+        "6742 / 60000",
+        "0.9834 - 0.9688",
+    }
     assert {*rights} >= {"64", "2.3026", "0.0360", "1.4612", "0.0228", "0.1135", "0.1124"}
 
 
