@@ -323,15 +323,17 @@ def read_digits(folder):
     """Read every picture in a folder with `read_digit`, in the order of their names.
 
     Returns a dict of arrays: names (M,); images, uint8 (M, 28, 28); originals, uint8
-    (M, 112, 112, 3), the pictures in small. It is empty if there is no folder or no picture in it.
+    (M, 112, 112, 3), thumbnails. It is empty if there is no folder or no picture in it.
     A picture that can't be read is named on standard error and left out.
     """
     found = []
     for path in sorted(Path(folder).glob("[!.]*")):
         try:
+            if not path.is_file():  # opening a pipe would wait forever
+                raise ValueError(f"{path} is not a file")
             original = ImageOps.pad(open_picture(path), (112, 112), color="white")
             found.append((path.name, read_digit(path).numpy(), np.asarray(original)))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow raises many kinds
             reason = str(error) if str(path) in str(error) else f"{path}: {error}"
             print(f"warning: {' '.join(reason.split())}", file=sys.stderr)
     return dict(zip(("names", "images", "originals"), map(np.stack, zip(*found))))

@@ -219,7 +219,7 @@ def run_trainings(trainings, workers, *shared, method=None):
                 finished = finished and process.exitcode == 0
                 if process.exitcode not in (0, 1):  # 1: the process has said why
                     say(f"error: {name}, seed {seed}: its process died, code {process.exitcode}", sys.stderr)
-    except (OSError, RuntimeError) as error:  # no process could be started
+    except Exception as error:  # no process could be started
         say(f"error: {describe(error)}", sys.stderr)
         finished = False
     finally:
@@ -257,9 +257,9 @@ def describe(error):
     """Return an error as one line, with the line of a person's own code that led to it."""
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, OSError) or frames[-1].line.startswith("raise"):
-        return text  # the message was written for the person at the shell
     own = [frame for frame in frames if Path(frame.filename).parent == Path(__file__).parent][-1]
+    if isinstance(error, OSError) or (own is frames[-1] and own.line.startswith("raise")):
+        return text  # the message was written for the person at the shell
     return f"{type(error).__name__}: {text} ({Path(own.filename).name}, line {own.lineno}: {own.line})"
 
 
@@ -268,7 +268,7 @@ def say(text, file=None):
     try:
         print(f"{text}\n", end="", file=file or sys.stdout, flush=True)  # one piece: processes may mix lines
     except OSError:
-        sys.stdout = None  # print() now does nothing
+        sys.stdout = sys.stdout if file else None  # print() now does nothing
 
 
 def rehearse(train_set):
@@ -325,10 +325,11 @@ def check_constants():
 
 def start_run(data, parameters, digits):
     """Make and return a new folder in RESULTS_DIR, with settings.json and my_digits.npz."""
+    Path(RESULTS_DIR).mkdir(parents=True, exist_ok=True)
     while True:
         folder = Path(RESULTS_DIR) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             break
         except FileExistsError:  # another run started in the same second
             time.sleep(0.1)
@@ -387,7 +388,8 @@ def interrupt(number, frame):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal without "±" still gets its table
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # a terminal without "±" still gets its table
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:

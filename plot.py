@@ -111,7 +111,7 @@ def read_csv(path):
     text = path.read_text(encoding="utf-8", errors="replace")
     # A run that was killed may have left half a line at the end.
     header, *rows = text[: text.rfind("\n") + 1].splitlines() or [""]
-    if header != ",".join(COLUMNS):
+    if header not in ("", ",".join(COLUMNS)):
         raise ValueError(f"the first line must be {','.join(COLUMNS)}")
     values = np.loadtxt(rows, delimiter=",", ndmin=2).T if rows else []
     if not np.isfinite(values).all():
@@ -443,7 +443,7 @@ def plot_digits(run):
     for row, name in enumerate(run.digits["names"]):
         original, seen, *rest = all_axes[row * columns : (row + 1) * columns]
         original.imshow(run.digits["originals"][row])
-        original.set_title(textwrap.shorten(str(name), 24), fontsize=8)
+        original.set_title(str(name)[:24], fontsize=8)
         seen.imshow(run.digits["images"][row], cmap="gray", vmin=0, vmax=255)
         seen.set_title("as the models see it", fontsize=8)
         for axes, (training, arrays) in zip(rest, answers.items()):

@@ -463,10 +463,12 @@ def test_unreadable_pictures_are_named_and_the_run_goes_on(small_run, capsys, te
 
 def test_results_folder_that_cannot_be_made_is_named(monkeypatch, small_run, capsys):
     (small_run / "file").touch()
-    monkeypatch.setattr(main, "RESULTS_DIR", small_run / "file")
-    assert main.main() == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(small_run / "file") in line
+    (small_run / "link").symlink_to(small_run / "gone")
+    for name in ("file", "link"):
+        monkeypatch.setattr(main, "RESULTS_DIR", small_run / name)
+        assert main.main() == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(small_run / name) in line
 
 
 def test_same_seed_same_figures_to_the_last_digit(tmp_path, train_set, test_set):
