@@ -77,7 +77,7 @@ class MNIST(Dataset):
     def __getitem__(self, index):
         if isinstance(index, list) and index and min(index) >= 0:
             # The usual case during training. index_select takes a third of the time of
-            # self.images[index], but knows no negative indices.
+            # self.images[index], but does not accept negative ones.
             index = torch.tensor(index, device=self.images.device)
             images, labels = self.images.index_select(0, index), self.labels.index_select(0, index)
         else:
@@ -393,8 +393,8 @@ class BadData(ValueError):
 
 
 def check_end(tar, tar_path):
-    """Raise BadData unless a tar that was read to its end stops there, with nothing but zeros
-    behind: tarfile takes a cut or damaged header for the end."""
+    """Raise BadData unless a tar that was read to its end stops there, followed only by
+    zeros: tarfile takes a cut or damaged header for the end."""
     tar.fileobj.seek(tar.offset)
     rest = tar.fileobj.read(tarfile.BLOCKSIZE)
     if len(rest) < tarfile.BLOCKSIZE:

@@ -1,4 +1,4 @@
-"""Draw and tabulate what lies in the folder of a run.
+"""Draw and tabulate the results in the folder of a run.
 
     python plot.py                        the newest run in results/, again
     python plot.py results/A              that run
@@ -87,7 +87,7 @@ def read_run(folder):
         stats = {name: {} for name in run.settings["EXPERIMENTS"]}
         for path in sorted(folder.glob("*-seed*.csv")):
             match = re.fullmatch(r"(.+)-seed(\d+)", path.stem)
-            if match and (values := read_csv(path)):  # other files are not of this run
+            if match and (values := read_csv(path)):  # other files do not belong to the run
                 stats.setdefault(match[1], {})[int(match[2])] = values
         run.stats = {name: dict(sorted(seeds.items())) for name, seeds in stats.items() if seeds}
         for name, seeds in run.stats.items():
@@ -95,10 +95,11 @@ def read_run(folder):
                 path = folder / f"{name}-seed{seed}.npz"
                 if path.exists():
                     run.answers.setdefault(name, {})[seed] = dict(np.load(path))
-                    path = path.with_suffix(".pt")
-                    weights = torch.load(path, weights_only=True).values()
-                    first = next((each for each in weights if each.dim() > 1), torch.empty(0))
-                    run.filters.setdefault(name, first.numpy())
+                    if name not in run.filters:  # the weights of the other seeds are not shown
+                        path = path.with_suffix(".pt")
+                        weights = torch.load(path, weights_only=True).values()
+                        first = next((each for each in weights if each.dim() > 1), torch.empty(0))
+                        run.filters[name] = first.numpy()
         path = folder / "my_digits.npz"
         run.digits = dict(np.load(path)) if path.exists() else {}
     except Exception as error:  # json, numpy, zipfile and torch raise many kinds
@@ -290,7 +291,7 @@ def plot_comparison(runs):
 
 
 def look(experiment, run, runs):
-    """Return colour, line style and marker: a style for each of several runs, otherwise for each
+    """Return colour, line style and marker: a style for each of several runs, otherwise for every
     seven experiments."""
     group = experiment // 7
     style, marker = (run, group) if runs > 1 else (group, group // 4)
@@ -456,7 +457,7 @@ def plot_digits(run):
 
 
 def write_whole(path, write):
-    """Write a file so that it is there whole or not at all: `write` gets it opened."""
+    """Write a file so that it is there whole or not at all: `write` receives the open file."""
     unfinished = Path(f"{path}.part")
     try:
         with open(unfinished, "wb") as file:
