@@ -2,32 +2,24 @@
 
     python main.py
 
-prints a line per epoch, such as
-
-    LeNet5             seed 0  epoch 10/10  training: loss 0.0021, accuracy  99.96%  validation: ...
-
-then a table, and draws the curves. Every run gets its own folder in results/. Edit the constants
-below and run it again; `python plot.py results/A results/B` shows what your edit did.
+prints a line per epoch, then a table, and draws the curves. Every run gets its own folder in results/.
+Edit the constants below and run it again; `python plot.py results/A results/B` shows what your edit did.
 """
 
 import gc
 import json
-import math
 import multiprocessing.connection
 import os
-import re
 import signal
 import sys
 import threading
 import time
 import traceback
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.multiprocessing
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -42,6 +34,7 @@ SEEDS = (0,)  # each experiment is trained once per seed; (0, 1, 2) shows how mu
 DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA), "mps" (Apple); "cpu" repeats a run exactly on one machine
 VALIDATION_IMAGES = 0  # 10_000: validate on the last 10,000 training images; use it to choose settings
 WORKERS = None  # trainings at the same time, each on its own core; None: one per core, 1 on a GPU
+AUGMENTATION = {"rotation": 8, "shift": 1.4, "scaling": 0.1, "elastic": 0.5}  # see dataset.Augmentation
 BASELINE = "LeNet5"  # the tables state the gain over this experiment, if there is one of that name
 DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to it if both are missing
 RESULTS_DIR = "results"  # each run makes a new folder in it
@@ -67,12 +60,7 @@ class Experiment:
 EXPERIMENTS = {  # the names appear in plots and file names
     "LeNet5": Experiment(LeNet5, learning_rate=0.02),
     "CustomMLP": Experiment(CustomMLP, learning_rate=0.01),
-    "RegularizedLeNet5": Experiment(
-        RegularizedLeNet5,
-        learning_rate=0.05,
-        weight_decay=2e-4,
-        augmentation={"rotation": 8, "shift": 1.4, "scaling": 0.1, "elastic": 0.5},
-    ),
+    "RegularizedLeNet5": Experiment(RegularizedLeNet5, 0.05, weight_decay=2e-4, augmentation=AUGMENTATION),
 }
 
 
@@ -114,21 +102,21 @@ def predict(model, loader, device):
 
 
 def score(outputs, criterion):
-    """Return the average loss per image and the accuracy (0 to 1) of (logits, labels) pairs.
-    Raises FloatingPointError if the loss is no longer a finite number."""
+    """Return loss and accuracy of (logits, labels) pairs. Raises FloatingPointError if the loss explodes."""
     # All images at once: the last batch may be smaller, and its images must not count for
     # more. It also spares waiting for a GPU after every batch.
     logits, labels = (torch.cat(parts) for parts in zip(*outputs))
-    loss = criterion(logits, labels).item()
-    if not math.isfinite(loss):
+    loss = criterion(logits, labels)
+    if not loss.isfinite():
         raise FloatingPointError("the loss exploded: try a lower learning_rate")
-    return loss, (logits.argmax(dim=1) == labels).sum().item() / len(labels)
+    return loss.item(), (logits.argmax(dim=1) == labels).sum().item() / len(labels)
 
 
 def build(experiment, train_set):
     """Return what an experiment is trained with: batches, model, optimizer and schedule."""
+    train_set = train_set.subset(slice(None))  # a copy: other experiments get the images unchanged
+    train_set.to(experiment.device)
     if experiment.augmentation:
-        train_set = train_set.subset(slice(None))  # a copy: other experiments get the images unchanged
         train_set.transform = dataset.Augmentation(**experiment.augmentation)
     # An incomplete batch is dropped: batch norm can't compute the deviation of a single image.
     loader = dataset.batches(train_set, experiment.batch_size, shuffle=True, drop_last=True)
@@ -151,17 +139,14 @@ def run_training(name, experiment, seed, train_set, test_set, digits, folder):
     """Train one experiment with one seed. Each finished epoch adds a line to <name>-seed<seed>.csv in the
     folder; at the end, the weights go to <name>-seed<seed>.pt, the answers to <name>-seed<seed>.npz."""
     device, criterion = experiment.device, nn.CrossEntropyLoss()
-    train_set.to(device)
-    test_set.to(device)
     torch.manual_seed(seed)  # decides initial weights, order of images, dropout, augmentation
     train_loader, model, optimizer, scheduler = build(experiment, train_set)
     test_loader = dataset.batches(test_set, 1000)  # without gradients, larger batches fit and are faster
-    plain_images = train_set.subset(slice(10_000))
-    plain_loader = dataset.batches(plain_images, min(1000, len(plain_images)), drop_last=True)
+    plain_loader = dataset.batches(train_set.subset(slice(10_000)), experiment.batch_size, drop_last=True)
 
     path = Path(folder) / f"{name}-seed{seed}"
     with open(f"{path}.csv", "x", buffering=1) as file:
-        file.write(plot.csv_line(plot.COLUMNS))
+        print(*plot.COLUMNS, sep=",", file=file)
         for epoch in range(1, experiment.epochs + 1):
             start = time.perf_counter()
             training = train(model, train_loader, device, criterion, optimizer, scheduler)
@@ -169,9 +154,8 @@ def run_training(name, experiment, seed, train_set, test_set, digits, folder):
             # images fit the validation images better. (Does nothing without batch norm.)
             update_bn(plain_loader, model, device)
             validation = test(model, test_loader, device, criterion)
-            seconds, learning_rate = time.perf_counter() - start, optimizer.param_groups[0]["lr"]
-            stats = (epoch, *training, *validation, seconds, learning_rate)
-            file.write(plot.csv_line(stats))
+            stats = (epoch, *training, *validation, time.perf_counter() - start, scheduler.get_last_lr()[0])
+            print(*(f"{value:.6g}" for value in stats), sep=",", file=file)
             say(plot.progress(name, seed, experiment.epochs, stats))
     save_model(path, model, test_loader, digits, device)
 
@@ -190,7 +174,7 @@ def save_model(path, model, test_loader, digits, device):
     plot.write_whole(f"{path}.npz", lambda file: np.savez(file, **arrays))
 
 
-def run_trainings(trainings, workers, *shared, method=None):
+def run_trainings(trainings, workers, *shared):
     """Run all trainings, (name, experiment, seed) each, with the other arguments of `run_training`.
     Return whether all finished. With one worker, they run here, one after the other; with more, each in
     its own process, which writes its own files. If one fails or dies, the others go on."""
@@ -199,19 +183,15 @@ def run_trainings(trainings, workers, *shared, method=None):
     # A fork starts at once, with everything loaded. It would lose the threads that torch keeps
     # for a GPU; there, and where forks are not safe, a new interpreter loads all again.
     forks = sys.platform == "linux" and not torch.accelerator.is_available()
-    context = torch.multiprocessing.get_context(method or ("fork" if forks else "spawn"))
+    context = multiprocessing.get_context("fork" if forks else "spawn")
     gc.freeze()  # else the garbage collector of each process would copy what they share
     waiting, running, finished = list(trainings), {}, True
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 training = waiting.pop(0)
-                process = context.Process(target=run_in_process, args=(*training, *shared), daemon=True)
-                # Ctrl-C reaches all processes of a terminal, but only this one must act on it.
-                # A process that starts while Ctrl-C is ignored goes on ignoring it.
-                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+                process = context.Process(target=run_in_process, args=(*training, *shared))
                 process.start()
-                signal.signal(signal.SIGINT, handler)
                 running[process.sentinel] = process, training
             for sentinel in multiprocessing.connection.wait(running):
                 process, (name, _, seed) = running.pop(sentinel)
@@ -219,9 +199,6 @@ def run_trainings(trainings, workers, *shared, method=None):
                 finished = finished and process.exitcode == 0
                 if process.exitcode not in (0, 1):  # 1: the process has said why
                     say(f"error: {name}, seed {seed}: its process died, code {process.exitcode}", sys.stderr)
-    except Exception as error:  # no process could be started
-        say(f"error: {describe(error)}", sys.stderr)
-        finished = False
     finally:
         for process, _ in running.values():
             process.kill()
@@ -230,17 +207,13 @@ def run_trainings(trainings, workers, *shared, method=None):
 
 
 def run_in_process(*training):
-    """Run one training in a process of its own, which ends when its parent does."""
+    """Run one training in a process of its own, which ends when its parent does, even if that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it, too, but its parent ends it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
     os._exit(0 if attempt(*training) else 1)
-
-
-def end_with_parent():
-    """End this process as soon as its parent has ended, even if the parent was killed."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def attempt(name, experiment, seed, *shared):
@@ -278,13 +251,12 @@ def rehearse(train_set):
     for name, experiment in EXPERIMENTS.items():
         try:
             few = train_set.subset(slice(3 * experiment.batch_size))
-            few.to(experiment.device)
             for _ in range(2):  # the first time takes longer
                 loader, model, *rest = build(experiment, few)
                 start = time.perf_counter()
                 train(model, loader, experiment.device, nn.CrossEntropyLoss(), *rest)
                 durations[name] = (time.perf_counter() - start) * experiment.epochs / len(few)
-            ((logits, labels), *_) = predict(model, loader, experiment.device)
+            (logits, labels), *_ = predict(model, loader, experiment.device)
             if logits.shape != (len(labels), 10):
                 raise ValueError(f"the model must return logits (B, 10), but returned {tuple(logits.shape)}")
             parameters[name] = sum(parameter.numel() for parameter in model.parameters())
@@ -296,17 +268,17 @@ def rehearse(train_set):
 def check_constants():
     """Raise ValueError, naming the constant and what is allowed, if one can't be used."""
     whole = lambda value, least: isinstance(value, int) and least <= value < 2**63  # noqa: E731
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    devices = ["cpu", accelerator.type] if accelerator else ["cpu"]
+    devices = {"cpu", str(torch.accelerator.current_accelerator(check_available=True) or "cpu")}
     are_seeds = isinstance(SEEDS, (tuple, list, range)) and all(whole(seed, 0) for seed in SEEDS)
     rules = {
         "EPOCHS": (whole(EPOCHS, 1), "a whole number from 1"),
         "BATCH_SIZE": (whole(BATCH_SIZE, 1), "a whole number from 1"),
         "MOMENTUM": (isinstance(MOMENTUM, (int, float)) and 0 <= MOMENTUM < 1, "a number from 0 to below 1"),
         "SEEDS": (are_seeds and 0 < len(SEEDS) == len({*SEEDS}), "distinct whole numbers, such as (0, 1, 2)"),
-        "DEVICE": (DEVICE in devices, f"one of {devices} on this machine"),
+        "DEVICE": (DEVICE in devices, f"one of {sorted(devices)} on this machine"),
         "VALIDATION_IMAGES": (whole(VALIDATION_IMAGES, 0), "a whole number from 0"),
         "WORKERS": (WORKERS is None or whole(WORKERS, 1), "None or a whole number from 1"),
+        "BASELINE": (isinstance(BASELINE, str), "the name of an experiment"),
         "EXPERIMENTS": (isinstance(EXPERIMENTS, dict) and EXPERIMENTS, "a table of at least one row"),
     }
     for constant in ("DATA_DIR", "RESULTS_DIR", "DIGITS_DIR"):
@@ -314,29 +286,26 @@ def check_constants():
     for constant, (allowed, rule) in rules.items():
         if not allowed:
             raise ValueError(f"{constant} = {globals()[constant]!r} in main.py must be {rule}")
-    taken = set(plot.PICTURES)
     for name in EXPERIMENTS:
-        # characters that every file system takes, and not too many
-        fits = isinstance(name, str) and re.fullmatch(r"[^\0-\x1f\ud800-\udfff/\\:*?\"<>|]+", name)
-        if not fits or len(name.encode()) > 200 or name.strip(" .") != name or name.casefold() in taken:
+        # what every file system takes: no control characters, and not too many bytes
+        fits = isinstance(name, str) and name.isprintable() and not {*name} & {*'/\\:*?"<>|'}
+        if not fits or not 0 < len(name.encode()) <= 200 or name.casefold() in plot.PICTURES:
             raise ValueError(f"EXPERIMENTS[{name!r}] in main.py: files need a different or shorter name")
-        taken.add(name.casefold())
 
 
 def start_run(data, parameters, digits):
     """Make and return a new folder in RESULTS_DIR, with settings.json and my_digits.npz."""
     Path(RESULTS_DIR).mkdir(parents=True, exist_ok=True)
-    while True:
-        folder = Path(RESULTS_DIR) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        try:
-            folder.mkdir()
-            break
-        except FileExistsError:  # another run started in the same second
-            time.sleep(0.1)
+    folder = Path(RESULTS_DIR) / time.strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        folder.mkdir()
+    except FileExistsError:  # another run started in the same second
+        time.sleep(1)
+        return start_run(data, parameters, digits)
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__}
     settings = {name: value for name, value in globals().items() if name.isupper()}
     settings |= {"SEEDS": list(SEEDS), "EXPERIMENTS": {name: vars(row) for name, row in EXPERIMENTS.items()}}
-    settings |= {"data": data, "parameters": parameters}
-    settings["versions"] = {"python": sys.version.split()[0], "torch": torch.__version__}
+    settings |= {"data": data, "parameters": parameters, "versions": versions}
     text = json.dumps(settings, indent=2, default=lambda value: getattr(value, "__name__", str(value)))
     plot.write_whole(folder / "settings.json", lambda file: file.write(text.encode()))
     if digits:
@@ -347,8 +316,8 @@ def start_run(data, parameters, digits):
 def main():
     """Train every experiment with every seed, then plot. Return the exit code: 0, 1 if a training
     or a plot failed, 2 if nothing could be trained, 130 if interrupted."""
-    # In models this small, threads wait for each other longer than they compute, and their
-    # number would change the last digits.
+    cores = torch.get_num_threads()
+    # In models this small, threads mostly wait for each other; their number would change the last digits.
     torch.set_num_threads(1)
     try:
         check_constants()
@@ -362,14 +331,17 @@ def main():
     trainings = [(name, experiment, seed) for name, experiment in EXPERIMENTS.items() for seed in SEEDS]
     # The longest first, so that none is left to run alone at the end.
     trainings.sort(key=lambda training: -durations[training[0]])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(len(trainings), WORKERS or (cores if DEVICE == "cpu" else 1))
+    on_cpu = all(experiment.device == "cpu" for experiment in EXPERIMENTS.values())
+    workers = min(len(trainings), WORKERS or (cores if on_cpu else 1))
     say(f"{data['description']}, results in {folder}\n{len(trainings)} trainings, {workers} at a time")
+    exit_code = 1
     try:
         exit_code = 0 if run_trainings(trainings, workers, train_set, test_set, digits, folder) else 1
     except KeyboardInterrupt:
         say(f"interrupted; the finished epochs are in {folder}", sys.stderr)
         exit_code = 130
+    except Exception as error:  # no process could be started
+        say(f"error: {describe(error)}", sys.stderr)
     try:
         say(plot.save_plots(folder))
         if sys.stdout is None:
