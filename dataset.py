@@ -221,14 +221,9 @@ def check_sets(train_set, test_set):
 
 
 def download(data_dir, timeout=10):
-    """Download MNIST and write it to `data_dir` as train.tar and test.tar.
-
-    timeout: seconds to wait for a silent server.
-
-    Raises RuntimeError if the download fails, OSError if `data_dir` can't be written to.
-    """
-    from torchvision import datasets  # takes more than a second, and most runs don't need it
-
+    """Download MNIST and write it to `data_dir` as train.tar and test.tar. Raises RuntimeError if the
+    download fails, or a server is silent for `timeout` seconds, and OSError if `data_dir` can't be
+    written to."""
     data_dir.mkdir(parents=True, exist_ok=True)
     print(f"Downloading MNIST (4 files, 11.6 MB) to {data_dir} ...", flush=True)
     # Use a temporary folder, so a failed download leaves nothing behind.
@@ -237,11 +232,13 @@ def download(data_dir, timeout=10):
         default_timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(timeout)
         try:
+            from torchvision import datasets  # takes more than a second, and most runs don't need it
+
             mnist = {
                 "train": datasets.MNIST(unfinished, train=True, download=True),
                 "test": datasets.MNIST(unfinished, train=False),
             }
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
+        except (ImportError, OSError, RuntimeError, http.client.HTTPException) as error:
             raise RuntimeError(str(error) or repr(error)) from error
         finally:
             socket.setdefaulttimeout(default_timeout)

@@ -343,7 +343,7 @@ def main():
     except Exception as error:  # no process could be started
         say(f"error: {describe(error)}", sys.stderr)
     try:
-        say(plot.save_plots(folder))
+        say(plot.save_plots(plot.read_run(folder)))
         if sys.stdout is None:
             raise OSError(f"standard output is closed or full; the results are complete in {folder}")
     except (OSError, ValueError) as error:

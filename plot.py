@@ -7,7 +7,6 @@
 
 import json
 import math
-import re
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -20,14 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-# The figures of an epoch, and what people read above them.
-HEADINGS = {
-    "train_loss": "training loss",
-    "train_accuracy": "training accuracy",
-    "val_loss": "validation loss",
-    "val_accuracy": "validation accuracy",
-}
-COLUMNS = ("epoch", *HEADINGS, "seconds", "learning_rate")
+# What a CSV holds for each epoch, and what people read above the figures.
+COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "learning_rate")
+HEADINGS = {name: name.replace("train_", "training ").replace("val_", "validation ") for name in COLUMNS[1:5]}
 
 # The pictures of a whole run. No experiment can have one of these names.
 PICTURES = ("comparison", "mistakes", "confusion", "filters", "my_digits")
@@ -36,71 +30,57 @@ PICTURES = ("comparison", "mistakes", "confusion", "filters", "my_digits")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "^", "s", "x", "v", "d")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # the runs of a comparison
 ACCURACY_TICKS = (10, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100)  # in %, where the curves come near
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of an experiment is just a $
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """The files of a run, each read once."""
+    """The files of a run, each read once. Losses are averages per image, accuracies fractions."""
 
     folder: Path
+    letter: str  # its name in a comparison
     settings: dict  # settings.json
     stats: dict  # {experiment: {seed: {column: array with a number per epoch}}}
-    answers: dict  # {experiment: {seed: the arrays of its .npz}}, of finished trainings
+    answers: dict  # {experiment: {seed: the arrays of its .npz, and the answers}}, if finished
     filters: dict  # {experiment: weights of the first layer, of its first finished seed}
     digits: dict  # the arrays of my_digits.npz
-
-    def first(self):
-        """Return {"experiment, seed k": its answers} for the first finished seed of each."""
-        return {f"{name}, seed {min(seeds)}": seeds[min(seeds)] for name, seeds in self.answers.items()}
-
-    def description(self):
-        """Return what data the run used."""
-        return self.settings["data"].get("description", "unknown data")
-
-    def seeds(self):
-        """Return the largest number of seeds of an experiment."""
-        return max(map(len, self.stats.values()), default=1)
+    seeds: int = 1  # the largest number of seeds of an experiment
+    data: str = "unknown data"
+    heading: str = ""  # of its pictures
+    first: dict = None  # {"experiment, seed k": its answers}, for the first finished seed of each
 
 
-def read_run(folder):
-    """Return the Run in a folder, its experiments in the order of settings.json. Losses are averages
-    per image, accuracies fractions. Trainings without a finished epoch are left out.
-
-    Raises FileNotFoundError if there is no such folder, ValueError that names a damaged file.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    run = Run(folder, {}, {}, {}, {}, {})
+def read_run(folder, letter="A"):
+    """Return the Run in a folder, its experiments in the order of settings.json. Trainings without a
+    finished epoch are left out. Raises ValueError that names a damaged file."""
+    run = Run(Path(folder), letter, {}, {}, {}, {}, {})
     try:
-        path = folder / "settings.json"
+        path = run.folder / "settings.json"
         run.settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         for name, kind in {"EXPERIMENTS": dict, "SEEDS": list, "data": dict, "parameters": dict}.items():
-            if not isinstance(run.settings.setdefault(name, kind()), kind):
-                raise ValueError(f"{name} has the wrong type")
-        if not all(isinstance(row, dict) for row in run.settings["EXPERIMENTS"].values()):
-            raise ValueError("a row of EXPERIMENTS has the wrong type")
-        stats = {name: {} for name in run.settings["EXPERIMENTS"]}
-        for path in sorted(folder.glob("*-seed*.csv")):
-            match = re.fullmatch(r"(.+)-seed(\d+)", path.stem)
-            if match and (values := read_csv(path)):  # other files do not belong to the run
-                stats.setdefault(match[1], {})[int(match[2])] = values
+            run.settings[name] = kind(run.settings.get(name, ()))  # an error if it is of another kind
+        run.data = run.settings["data"] = run.settings["data"].get("description", run.data)
+        stats = {name: {} for name, row in run.settings["EXPERIMENTS"].items() if dict(row)}
+        for path in sorted(run.folder.glob("*-seed*.csv")):
+            name, _, seed = path.stem.rpartition("-seed")
+            if seed.isdecimal() and (values := read_csv(path)):  # other files do not belong to the run
+                stats.setdefault(name, {})[int(seed)] = values
         run.stats = {name: dict(sorted(seeds.items())) for name, seeds in stats.items() if seeds}
-        for name, seeds in run.stats.items():
-            for seed in seeds:
-                path = folder / f"{name}-seed{seed}.npz"
-                if path.exists():
-                    run.answers.setdefault(name, {})[seed] = dict(np.load(path))
-                    if name not in run.filters:  # the weights of the other seeds are not shown
-                        path = path.with_suffix(".pt")
-                        weights = torch.load(path, weights_only=True).values()
-                        first = next((each for each in weights if each.dim() > 1), torch.empty(0))
-                        run.filters[name] = first.numpy()
-        path = folder / "my_digits.npz"
+        run.seeds = max(map(len, run.stats.values()), default=1)
+        run.heading = run.data + f", mean and range of {run.seeds} seeds" * (run.seeds > 1)
+        for name, seed in [(name, seed) for name, seeds in run.stats.items() for seed in seeds]:
+            path = run.folder / f"{name}-seed{seed}.npz"
+            if path.exists():
+                arrays = dict(np.load(path))
+                run.answers.setdefault(name, {})[seed] = arrays | {"answers": arrays["logits"].argmax(axis=1)}
+                if name not in run.filters:  # the weights of the other seeds are not shown
+                    path = path.with_suffix(".pt")
+                    layers = torch.load(path, weights_only=True).values()
+                    run.filters[name] = next((each.numpy() for each in layers if each.dim() > 1), np.empty(0))
+        run.first = {f"{name}, seed {min(seeds)}": seeds[min(seeds)] for name, seeds in run.answers.items()}
+        path = run.folder / "my_digits.npz"
         run.digits = dict(np.load(path)) if path.exists() else {}
     except Exception as error:  # json, numpy, zipfile and torch raise many kinds
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
@@ -118,11 +98,6 @@ def read_csv(path):
     if not np.isfinite(values).all():
         raise ValueError("it holds a number that is not finite")
     return dict(zip(COLUMNS, values, strict=True)) if rows else {}
-
-
-def csv_line(values):
-    """Return a line of a CSV, numbers with six digits."""
-    return ",".join(value if isinstance(value, str) else f"{value:.6g}" for value in values) + "\n"
 
 
 def progress(name, seed, epochs, values):
@@ -144,14 +119,11 @@ def summary(run):
         size = f"{parameters[name]:,}" if name in parameters else ""
         table.append([name, size, *figures(seeds, -1), *[gain] * gains, seconds])
         epochs = range(min(len(values["epoch"]) for values in seeds.values()))
-        rows = [[str(epoch + 1), *figures(seeds, epoch)] for epoch in epochs]
-        rows.insert(0, ["epoch", *HEADINGS.values()])
+        rows = [["epoch", *HEADINGS.values()]] + [[str(i + 1), *figures(seeds, i)] for i in epochs]
         every_epoch += ["", f"## {name}, epoch by epoch", "", *markdown(rows)]
-    averages = f"mean ± standard deviation of {run.seeds()} seeds" if run.seeds() > 1 else "1 seed"
-    lines = [f"{run.description()}, last epoch, {averages}", "", *markdown(table), ""]
-    if gains:
-        error = " ± standard error" if run.seeds() > 1 else ""
-        lines.append(f"Gain: validation accuracy, in percentage points{error}")
+    averages = f"mean ± standard deviation of {run.seeds} seeds" if run.seeds > 1 else "1 seed"
+    lines = [f"{run.data}, last epoch, {averages}", "", *markdown(table), ""]
+    lines += ["Gain: validation accuracy, in percentage points, ± standard error of several seeds"] * gains
     return "\n".join(lines + remarks(run)), "\n".join(every_epoch)
 
 
@@ -165,7 +137,7 @@ def remarks(run):
             if epochs < all_epochs:
                 lines.append(f"Not finished: {name}, seed {seed}: {epochs} of {all_epochs} epochs")
             elif answers:
-                same = np.ptp(answers["logits"].argmax(axis=1)) == 0
+                same = np.ptp(answers["answers"]) == 0 < np.ptp(answers["labels"])
                 if same or values["train_loss"][-1] > 0.95 * math.log(10):  # guessing has a loss of ln 10
                     advice = f"try a learning_rate below {row.get('learning_rate')}, or another activation"
                     lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
@@ -193,8 +165,7 @@ def mean_and_deviation(values, form):
 
 
 def difference(old_seeds, new_seeds, column):
-    """Return the change of a last figure from one experiment to another, accuracies in percentage
-    points, with the standard error if both have several seeds."""
+    """Return the change of a last figure ± its standard error; accuracies are in percentage points."""
     factor, form = (100, ".2f") if column.endswith("accuracy") else (1, ".4f")
     old, new = ([factor * stats[column][-1] for stats in seeds.values()] for seeds in (old_seeds, new_seeds))
     text = f"{np.mean(new) - np.mean(old):+{form}}"
@@ -205,108 +176,91 @@ def difference(old_seeds, new_seeds, column):
 
 def compare(runs):
     """Return the differences between the settings of several runs and a table of their results."""
-    lines = [f"{letter} = {run.folder}" for letter, run in zip(LETTERS, runs)] + changes(runs) + [""]
     columns = ("val_accuracy", "val_loss")
     table = [["experiment", "run", *(HEADINGS[column] for column in columns), "accuracy - A's", "loss - A's"]]
     for name in dict.fromkeys(name for run in runs for name in run.stats):
         first = runs[0].stats.get(name)
-        for letter, run in zip(LETTERS, runs):
+        for run in runs:
             if seeds := run.stats.get(name):
                 known = first and run is not runs[0]
                 gains = [difference(first, seeds, column) if known else "" for column in columns]
-                table.append([name, letter, *figures(seeds, -1, columns), *gains])
-    return "\n".join([*lines, *markdown(table), "", "Last epochs; gains in accuracy in percentage points"])
+                table.append([name, run.letter, *figures(seeds, -1, columns), *gains])
+    lines = [*(f"{run.letter} = {run.folder}" for run in runs), *changes(runs), "", *markdown(table)]
+    return "\n".join([*lines, "", "Last epochs; gains in accuracy in percentage points"])
 
 
 def changes(runs):
     """Return a line for each further run: what differs from the settings of the first one."""
     lines, old = [], runs[0].settings
-    for letter, run in list(zip(LETTERS, runs))[1:]:
+    for run in runs[1:]:
         new, found = run.settings, []
-        for row in ("", *(old["EXPERIMENTS"] | new["EXPERIMENTS"])):  # first the constants, then each row
-            before, after = (side["EXPERIMENTS"].get(row, {}) if row else side for side in (old, new))
-            if row and not (before and after):
-                found.append(f"{row} only in {letter if after else 'A'}")
+        for key in old | new:
+            if key not in ("EXPERIMENTS", "RESULTS_DIR", "parameters") and old.get(key) != new.get(key):
+                found.append(f"{key} {old.get(key)} -> {new.get(key)}")
+        for name in old["EXPERIMENTS"] | new["EXPERIMENTS"]:
+            before, after = (settings["EXPERIMENTS"].get(name) for settings in (old, new))
+            if not (before and after):
+                found.append(f"{name} {'added' if after else 'removed'}")
                 continue
             for key in before | after:
-                pair = before.get(key), after.get(key)
-                constant = old.get(key.upper()), new.get(key.upper())
-                # a row that only follows a changed constant is not listed
-                known = key.isupper() and key not in ("EXPERIMENTS", "RESULTS_DIR")
-                listed = pair != constant if row else known
-                if listed and pair[0] != pair[1]:
-                    found.append(f"{f'{row}: ' * bool(row)}{key} {pair[0]} -> {pair[1]}")
-        if runs[0].description() != run.description():
-            found.append(f"{runs[0].description()} -> {run.description()}")
-        lines.append(f"A -> {letter}: {', '.join(found) or 'the same settings'}")
+                pair, constant = (before.get(key), after.get(key)), key.upper()
+                # what only follows a changed constant is not listed again
+                if pair[0] != pair[1] and pair != (old.get(constant), new.get(constant)):
+                    found.append(f"{name}: {key} {pair[0]} -> {pair[1]}")
+        lines.append(f"A -> {run.letter}: {', '.join(found) or 'the same settings in main.py'}")
     return lines
 
 
 def plot_experiment(run, name):
     """Return a Figure with the four curves of one experiment and its learning rate."""
     figure = Figure(figsize=(8.6, 4.4), dpi=120, layout="constrained")
-    figure.suptitle(title(name, run), fontsize=11)
+    figure.suptitle(f"{name}\n{run.heading}", fontsize=11)
     labels = ["training: ", "validation: ", "learning rate (gray axis)"]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         for index, prefix in enumerate(("train", "val")):
             last = draw_curve(axes, run.stats[name], f"{prefix}_{quantity}", COLORS[index], "-", "o")
             labels[index] += f"{quantity} {last}  "
-        finish(axes, quantity, quantity)
+        finish(axes, quantity)
     rate = figure.axes[0].twinx()
     longest = max(run.stats[name].values(), key=lambda values: len(values["epoch"]))
     rate.plot(longest["epoch"], longest["learning_rate"], color="gray", linewidth=0.8)
     rate.set_ylim(bottom=0)
     rate.tick_params(colors="gray", labelsize=7)
-    handles = [*axes.lines, *rate.lines]
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    lines = [*axes.lines, *rate.lines]
+    figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
 def plot_comparison(runs):
-    """Return a Figure with the curves of all experiments of one or more runs, and below them a
-    table that says which line is which and where it ends."""
+    """Return a Figure with the curves of all experiments, above a table that says which line is which."""
     names = list(dict.fromkeys(name for run in runs for name in run.stats))
-    entries = [(name, index) for name in names for index, run in enumerate(runs) if name in run.stats]
-    labels = [f"{name}, {LETTERS[index]}" if len(runs) > 1 else name for name, index in entries]
+    entries = [(name, run) for name in names for run in runs if name in run.stats]
+    labels = [f"{name}, {run.letter}" if len(runs) > 1 else name for name, run in entries]
     width = max(map(len, labels)) + 2
     size = max(9, 2 + 0.07 * (width + 70)), 8.5 + 0.19 * len(entries)  # inches
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     edits = [part for line in changes(runs) for part in textwrap.wrap(line, 100)]
-    figure.suptitle("\n".join([title("", runs[0]).strip(), *edits]), fontsize=10)
-    rows, same = [f"{label:{width}}" for label in labels], {}
-    for axes, (column, heading) in zip(figure.subplots(2, 2).flat, HEADINGS.items()):
-        for row, (name, index) in enumerate(entries):
-            seeds = runs[index].stats[name]
-            rows[row] += f"{draw_curve(axes, seeds, column, *look(names.index(name), index, len(runs))):<20}"
-        finish(axes, heading, column.split("_")[1])
-    for row, (name, index) in enumerate(entries):  # equal curves hide each other
-        curves = str([stats[key].tolist() for stats in runs[index].stats[name].values() for key in HEADINGS])
-        if same.setdefault(curves, labels[row]) != labels[row]:
-            rows[row] += f"= {same[curves]}"
-    header = " " * width + "".join(f"{heading:<20}" for heading in HEADINGS.values())
-    handles = [Line2D([], [], linestyle=""), *axes.lines]
-    table = [f" {row}" for row in (header, *rows)]  # matplotlib hides labels that start with _
+    figure.suptitle("\n".join([runs[0].heading, *edits]), fontsize=10)
+    all_axes = figure.subplots(2, 2).flatten()
+    rows, same = [" " * width + "".join(f"{title:<20}" for title in HEADINGS.values())], {}
+    for label, (name, run) in zip(labels, entries):
+        number, group, seeds = names.index(name), runs.index(run), run.stats[name]
+        look = COLORS[number % 7], LINE_STYLES[(number // 7 + group) % 4], MARKERS[(number // 28 + group) % 6]
+        ends = [draw_curve(axes, seeds, column, *look) for axes, column in zip(all_axes, HEADINGS)]
+        curves = str([stats[column].tolist() for stats in seeds.values() for column in HEADINGS])
+        equal = same.setdefault(curves, label)  # equal curves hide each other
+        cells = "".join(f"{end:<20}" for end in ends)
+        rows.append(f"{label:{width}}{cells}" + f"= {equal}" * (equal != label))
+    for axes, title in zip(all_axes, HEADINGS.values()):
+        finish(axes, title)
+    handles = [Line2D([], [], linestyle=""), *all_axes[0].lines]
+    table = [f" {row}" for row in rows]  # matplotlib hides labels that start with _
     figure.legend(handles, table, loc="outside lower center", prop={"family": "monospace", "size": 8})
     return figure
 
 
-def look(experiment, run, runs):
-    """Return colour, line style and marker: a style for each of several runs, otherwise for every
-    seven experiments."""
-    group = experiment // 7
-    style, marker = (run, group) if runs > 1 else (group, group // 4)
-    return COLORS[experiment % 7], LINE_STYLES[style % 4], MARKERS[marker % 6]
-
-
-def title(name, run):
-    """Return the heading of a picture: a name, the data and the number of seeds."""
-    seeds = f", mean and range of {run.seeds()} seeds" if run.seeds() > 1 else ""
-    return f"{name}\n{run.description()}{seeds}"
-
-
 def draw_curve(axes, seeds, column, color, style, marker):
-    """Draw a column against the epochs: the mean over the seeds as a line, their range as a
-    band. Return the last mean as a text."""
+    """Draw the mean of the seeds as a line and their range as a band. Return the last mean as a text."""
     percent = column.endswith("accuracy")
     curves = [values[column] * (100 if percent else 1) for values in seeds.values()]
     epochs = range(1, max(map(len, curves)) + 1)
@@ -320,17 +274,15 @@ def draw_curve(axes, seeds, column, color, style, marker):
     return f"{mean[-1]:.2f}%" if percent else f"{mean[-1]:.3g}"
 
 
-def finish(axes, heading, quantity):
-    """Give axes that hold their curves a heading, names, units and scales."""
-    axes.set_title(heading, fontsize=11)
-    axes.set_xlabel("epoch")
+def finish(axes, title):
+    """Give axes that hold their curves of a loss or an accuracy a title, names, units and scales."""
+    axes.set(title=title, xlabel="epoch")
     epochs = max(len(line.get_xdata()) for line in axes.lines)
     step = next(step for step in (1, 5, 10, 20, 50, 100, 200, 500, 10**3, 10**4, 10**6) if epochs <= 8 * step)
     axes.set_xticks([1, *range(max(step, 2), epochs + 1, step)])
     axes.grid(alpha=0.3)
-    if quantity == "loss":
-        axes.set_ylabel("cross-entropy per image")
-        axes.set_yscale("log")
+    if title.endswith("loss"):
+        axes.set(ylabel="cross-entropy per image", yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     else:
         axes.set_ylabel("accuracy in %")
@@ -346,17 +298,15 @@ def finish(axes, heading, quantity):
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def panels(run, heading, count, columns, width, height):
+def panels(run, title, count, columns, width, height):
     """Return a Figure and its first `count` axes, bare, in rows of at most `columns`."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(max(width * columns, 6), 0.7 + height * rows), dpi=120, layout="constrained")
-    figure.suptitle(f"{heading}\n{run.description()}", fontsize=11)
+    figure.suptitle(f"{title}\n{run.data}", fontsize=11)
     all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in all_axes:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_frame_on(False)
+        axes.set(xticks=[], yticks=[], frame_on=False)
     return figure, all_axes[:count]
 
 
@@ -374,19 +324,19 @@ def percent(probabilities):
 def plot_mistakes(run):
     """Return a Figure with the wrong answers of highest confidence, up to 25 per experiment."""
     figure, all_axes = panels(run, "Worst mistakes: label \u2192 answer", len(run.answers), 3, 3.6, 4.5)
-    for axes, (training, answers) in zip(all_axes, run.first().items()):
-        wrong = answers["logits"].argmax(axis=1) != answers["labels"]
-        chances, labels = softmax(answers["logits"][wrong]), answers["labels"][wrong]
+    for axes, (training, arrays) in zip(all_axes, run.first.items()):
+        wrong = arrays["answers"] != arrays["labels"]
+        chances, labels = softmax(arrays["logits"][wrong]), arrays["labels"][wrong]
         worst = np.argsort(-chances.max(axis=1), kind="stable")[:25]
-        heading = f"{training}: {wrong.sum():,} mistakes"
+        title = f"{training}: {wrong.sum():,} mistakes"
         if len(worst):
             low, high = percent(chances[worst[-1]]), percent(chances[worst[0]])
-            heading += f"\nthese with confidence {low} to {high}"
-        axes.set_title(heading, fontsize=9)
+            title += f"\nthese with confidence {low} to {high}"
+        axes.set_title(title, fontsize=9)
         picture = np.full((5 * 40, 5 * 32), 255, dtype=np.uint8)  # white, 32 x 40 for an image and its text
         for place, index in enumerate(worst):
             top, left = 40 * (place // 5) + 12, 32 * (place % 5) + 2
-            picture[top : top + 28, left : left + 28] = answers["mistakes"][index]
+            picture[top : top + 28, left : left + 28] = arrays["mistakes"][index]
             text = f"{labels[index]} \u2192 {chances[index].argmax()}"
             axes.text(left + 14, top - 1.5, text, ha="center", va="bottom", fontsize=11)
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
@@ -396,55 +346,49 @@ def plot_mistakes(run):
 def plot_confusion(run):
     """Return a Figure that counts the answers to each label; only mistakes are coloured."""
     figure, all_axes = panels(run, "Label (row) and answer (column)", len(run.answers), 3, 3.6, 3.9)
-    for axes, (training, answers) in zip(all_axes, run.first().items()):
-        counts = np.zeros((10, 10), dtype=int)
-        np.add.at(counts, (answers["labels"], answers["logits"].argmax(axis=1)), 1)
+    for axes, (training, arrays) in zip(all_axes, run.first.items()):
+        counts = np.bincount(10 * arrays["labels"] + arrays["answers"], minlength=100).reshape(10, 10)
         mistakes = counts * (1 - np.eye(10))
         axes.imshow(mistakes, cmap="Oranges", vmax=1.5 * max(mistakes.max(), 1))
         for (label, answer), count in np.ndenumerate(counts):
             weight = "bold" if label == answer else "normal"
             axes.text(answer, label, count or "", ha="center", va="center", fontsize=7, weight=weight)
         axes.set_title(training, fontsize=9)
-        axes.set_xticks(range(10))
-        axes.set_yticks(range(10))
+        axes.set(xticks=range(10), yticks=range(10))
     return figure
 
 
 def plot_filters(run):
-    """Return a Figure with the weights of each first layer as pictures, if it is a convolution on one
-    channel or a linear layer on 28 x 28 pixels. None if there is no such layer."""
-    filters = {}
-    for training, weights in zip(run.first(), run.filters.values()):  # both of the first finished seeds
-        if weights.ndim == 4 and weights.shape[1] == 1:
-            filters[training] = weights[:, 0]
-        elif weights.ndim == 2 and weights.shape[1] == 784:
-            filters[training] = weights.reshape(-1, 28, 28)
+    """Return a Figure of each first layer: a convolution on one channel or a linear one on 784 pixels."""
+    filters = {
+        training: weights.reshape(len(weights), *(weights.shape[2:] or (28, 28)))
+        for training, weights in zip(run.first, run.filters.values())
+        if weights.shape[1:] == (784,) or (weights.ndim == 4 and weights.shape[1] == 1)
+    }
     if not filters:
         return None
-    heading = "Weights of the first layer: blue is positive, red negative"
-    figure, all_axes = panels(run, heading, len(filters), 3, 3.6, 3.9)
+    title = "Weights of the first layer: blue is positive, red negative"
+    figure, all_axes = panels(run, title, len(filters), 3, 3.6, 3.9)
     for axes, (training, images) in zip(all_axes, filters.items()):
         count, height, width = images.shape
         columns = math.ceil(math.sqrt(count))
         rows = math.ceil(count / columns)
-        sheet = np.full((rows * columns, height + 1 + height // 20, width + 1 + width // 20), np.nan)
-        sheet[:count, :height, :width] = images
-        sheet = np.vstack([np.hstack(row) for row in np.split(sheet, rows)])
-        axes.imshow(sheet, cmap="RdBu", vmin=-np.abs(images).max(), vmax=np.abs(images).max())
+        space = (0, rows * columns - count), (0, 1 + height // 20), (0, 1 + width // 20)
+        sheet = np.split(np.pad(images, space, constant_values=np.nan), rows)
+        most = np.abs(images).max()
+        axes.imshow(np.vstack([np.hstack(row) for row in sheet]), cmap="RdBu", vmin=-most, vmax=most)
         axes.set_title(f"{training}: {count} of {height} x {width}", fontsize=9)
     return figure
 
 
 def plot_digits(run):
-    """Return a Figure with the pictures of my_digits.npz as taken and as the models see them, and
-    the probabilities that each experiment gives the ten digits."""
-    answers = {training: arrays for training, arrays in run.first().items() if "digit_logits" in arrays}
-    columns = 2 + len(answers)
-    figure, all_axes = panels(run, "My digits", columns * len(run.digits["names"]), columns, 1.7, 1.9)
-    for row, name in enumerate(run.digits["names"]):
-        original, seen, *rest = all_axes[row * columns : (row + 1) * columns]
+    """Return a Figure of own digits: as taken, as the models see them, and each model's probabilities."""
+    answers = {training: arrays for training, arrays in run.first.items() if "digit_logits" in arrays}
+    names, columns = run.digits["names"], 2 + len(answers)
+    figure, all_axes = panels(run, "My digits", columns * len(names), columns, 1.7, 1.9)
+    for row, (original, seen, *rest) in enumerate(all_axes.reshape(-1, columns)):
         original.imshow(run.digits["originals"][row])
-        original.set_title(str(name)[:24], fontsize=8)
+        original.set_title(str(names[row])[:24], fontsize=8)
         seen.imshow(run.digits["images"][row], cmap="gray", vmin=0, vmax=255)
         seen.set_title("as the models see it", fontsize=8)
         for axes, (training, arrays) in zip(rest, answers.items()):
@@ -467,10 +411,8 @@ def write_whole(path, write):
         unfinished.unlink(missing_ok=True)
 
 
-def save_plots(folder):
-    """Write summary.md and all pictures of a run into its folder, over those of an earlier call.
-    Return the table of the last epochs and the paths of the pictures, as a text to print."""
-    run = read_run(folder)
+def save_plots(run):
+    """Write summary.md and all pictures of a run into its folder. Return a text to print: table and paths."""
     text, every_epoch = summary(run)
     write_whole(run.folder / "summary.md", lambda file: file.write(f"{text}\n{every_epoch}\n".encode()))
     pictures = {name: plot_experiment(run, name) for name in run.stats}
@@ -486,8 +428,7 @@ def save_plots(folder):
 
 
 def newest_run(results_dir):
-    """Return the newest folder in `results_dir` with a finished epoch. Raises FileNotFoundError if
-    there is none."""
+    """Return the newest folder in `results_dir` with a finished epoch, or raise FileNotFoundError."""
     for folder in sorted(Path(results_dir).glob("????-??-??_??-??-??"), reverse=True):
         if any(path.read_bytes().count(b"\n") > 1 for path in folder.glob("*-seed*.csv")):
             return folder
@@ -498,12 +439,11 @@ def main(folders):
     """Draw the runs in these folders; without one, the newest in results/. Return the exit code."""
     try:
         folders = [Path(folder) for folder in folders] or [newest_run("results")]
-        runs = [read_run(folder) for folder in folders]
-        for run in runs:
-            if not run.stats:
-                raise FileNotFoundError(f"{run.folder} has no <experiment>-seed<k>.csv with a finished epoch")
+        runs = [read_run(folder, chr(ord("A") + number)) for number, folder in enumerate(folders)]
+        if empty := [str(run.folder) for run in runs if not run.stats]:
+            raise FileNotFoundError(f"{empty[0]} has no <experiment>-seed<k>.csv with a finished epoch")
         if len(runs) == 1:
-            print(save_plots(folders[0]))
+            print(save_plots(runs[0]))
         else:  # the picture belongs to all runs, so it lies beside the first one
             path = folders[0].parent / f"comparison_{'_'.join(folder.name for folder in folders)}.png"
             write_whole(path, plot_comparison(runs).savefig)

@@ -143,7 +143,7 @@ def test_one_legend_names_every_line_states_its_end_and_hides_nothing(tmp_path, 
 
 
 def test_equal_curves_are_said_to_be_equal(folder):
-    runs = [plot.read_run(folder), plot.read_run(other_run(folder))]
+    runs = [plot.read_run(folder), plot.read_run(other_run(folder), "B")]
     _, (_, *rows) = legend_of(plot.plot_comparison(runs))
     assert [bool(re.search("= (MLP|LeNet), A", row)) for row in rows] == [False, True, False, True]
 
@@ -187,7 +187,7 @@ def test_every_value_can_be_drawn(tmp_path, loss, accuracy):
         tmp_path / "B-seed0.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1), (2, loss, accuracy, loss, accuracy, 1, 0)]
     )
     write_csv(tmp_path / "B-seed1.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1)])
-    plot.save_plots(tmp_path)
+    plot.save_plots(plot.read_run(tmp_path))
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("A", "B", "comparison"))
 
 
@@ -244,7 +244,7 @@ def test_summary_names_what_did_not_finish(folder):
 
 def test_a_run_without_a_finished_epoch_still_has_a_summary(tmp_path):
     write_settings(tmp_path)
-    plot.save_plots(tmp_path)
+    plot.save_plots(plot.read_run(tmp_path))
     assert "Not finished: MLP, seed 0" in (tmp_path / "summary.md").read_text()
     assert not list(tmp_path.glob("*.png"))
 
@@ -257,14 +257,14 @@ def test_two_runs_say_what_differs_and_by_how_much(folder, capsys):
     }
     other = other_run(folder, EPOCHS=5, EXPERIMENTS=rows)
     write_csv(other / "LeNet-seed0.csv", LENET[1])
-    runs = [plot.read_run(folder), plot.read_run(other)]
+    runs = [plot.read_run(folder), plot.read_run(other, "B")]
     edits = plot.changes(runs)[0].partition(": ")[2]
     expected = [
         "EPOCHS 3 -> 5",
         "LeNet: learning_rate 0.02 -> 0.005",
         "LeNet: augmentation {} -> {'shift': 1}",
     ]
-    assert edits == ", ".join([*expected, "New only in B"])
+    assert edits == ", ".join([*expected, "New added"])
     figure = plot.plot_comparison(runs)
     assert all(edit in figure.get_suptitle().replace("\n", " ") for edit in expected)
     assert plot.main([str(folder), str(other)]) == 0
