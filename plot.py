@@ -223,7 +223,7 @@ def plot_experiment(run, name):
         finish(axes, quantity)
     rate = figure.axes[0].twinx()
     longest = max(run.stats[name].values(), key=lambda values: len(values["epoch"]))
-    rate.plot(longest["epoch"], longest["learning_rate"], color="gray", linewidth=0.8)
+    rate.plot(longest["epoch"], longest["learning_rate"], color="gray", linewidth=0.8, marker=".")
     rate.set_ylim(bottom=0)
     rate.tick_params(colors="gray", labelsize=7)
     lines = [*axes.lines, *rate.lines]
@@ -270,7 +270,7 @@ def draw_curve(axes, seeds, column, color, style, marker):
     axes.plot(epochs, mean, style, color=color, marker=marker, markersize=3, linewidth=1.3)
     if len(seeds) > 1:
         low, high = ([limit(of_seeds) for of_seeds in values] for limit in (min, max))
-        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=1.5)  # seen at 1 epoch, too
     return f"{mean[-1]:.2f}%" if percent else f"{mean[-1]:.3g}"
 
 
