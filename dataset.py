@@ -43,7 +43,7 @@ class MNIST(Dataset):
         {number}_{label}.png in any folder, such as train/00000_5.png.
     transform: maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same
         shape, for example an `Augmentation`. It gets the whole batch at once: a random
-        transform of torchvision would treat all images alike. To draw anew for each image:
+        transform of torchvision would treat all images alike. To randomize each image separately:
         transform=lambda images: torch.stack([rotate(image) for image in images])
 
     images: uint8 (N, 28, 28), ordered by number; 0 is background, 255 is ink.
@@ -111,11 +111,11 @@ class Augmentation:
     rotation: at most this many degrees to either side, 0 to 180.
     shift: at most this many pixels in each direction, 0 to 28.
     scaling: grow or shrink by at most this fraction, 0 to below 1.
-    elastic: standard deviation, in pixels, of a smooth random displacement, 0 to 14, as in
+    elastic: standard deviation, in pixels, of a smooth random displacement, 0 to 14, after
         Simard, Steinkraus, Platt (2003), "Best Practices for Convolutional Neural Networks".
 
     Maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same shape. Pixel values are
-    interpolated; what enters from outside is background. Raises ValueError for other limits.
+    interpolated; what enters from outside is background. Raises ValueError if a limit is out of range.
     """
 
     def __init__(self, rotation=0, shift=0, scaling=0, elastic=0):
@@ -136,9 +136,9 @@ class Augmentation:
 
     def __call__(self, images):
         random = 2 * torch.rand(4, len(images), device=images.device) - 1
-        angle, zoom, right, down = (limit * amount for limit, amount in zip(self.limits, random))
+        angle, zoom, dx, dy = (limit * amount for limit, amount in zip(self.limits, random))
         cos, sin = angle.cos() / (1 + zoom), angle.sin() / (1 + zoom)
-        factors = torch.stack([cos, -sin, right, sin, cos, down], dim=1).view(-1, 3)
+        factors = torch.stack([cos, -sin, dx, sin, cos, dy], dim=1).view(-1, 3)
         if self.elastic:
             heights = self.elastic * torch.randn(len(factors), 25, device=images.device)
             factors = torch.cat([factors, heights], dim=1)
@@ -223,7 +223,7 @@ def check_sets(train_set, test_set):
 def download(data_dir, timeout=10):
     """Download MNIST and write it to `data_dir` as train.tar and test.tar. Raises RuntimeError if the
     download fails, or a server is silent for `timeout` seconds, and OSError if `data_dir` can't be
-    written to."""
+    made."""
     data_dir.mkdir(parents=True, exist_ok=True)
     print(f"Downloading MNIST (4 files, 11.6 MB) to {data_dir} ...", flush=True)
     # Use a temporary folder, so a failed download leaves nothing behind.
@@ -303,7 +303,8 @@ def read_digit(path):
     size = [max(1, round(scale * side)) for side in reversed(ink.shape)]
     digit = np.asarray(Image.fromarray(np.float32(255 * ink)).resize(size, Image.Resampling.BOX))
     # In MNIST's own images, the centre of mass lies in the middle of pixel 14, counted from 0.
-    top, left = (round(14 - np.arange(len(ink)) @ ink / digit.sum()) for ink in (digit.sum(1), digit.sum(0)))
+    sums = digit.sum(axis=1), digit.sum(axis=0)
+    top, left = (round(14 - np.arange(len(ink)) @ ink / digit.sum()) for ink in sums)
     image = Image.new("F", (28, 28))
     image.paste(Image.fromarray(digit), (left, top))
     return torch.from_numpy(np.asarray(image).round().astype(np.uint8))
@@ -341,7 +342,7 @@ def read_tar(tar_path):
     describes it, ordered by number. Raises what `MNIST` raises."""
     if not os.path.exists(tar_path):
         kind = "a link to a missing file" if os.path.islink(tar_path) else "no such file"
-        raise FileNotFoundError(f"{tar_path}: {kind}: both train.tar and test.tar must be there")
+        raise FileNotFoundError(f"{tar_path}: {kind}; a run needs train.tar and test.tar")
     if not os.path.isfile(tar_path):  # opening a pipe would wait forever
         raise ValueError(f"{tar_path} is not a file, but a folder, a pipe or a device")
     pixels = bytearray()
@@ -434,5 +435,5 @@ def check_sums(png):
         (length,) = struct.unpack_from(">I", png, position)
         kind, end = png[position + 4 : position + 8], position + 8 + length
         if struct.unpack_from(">I", png, end) != (zlib.crc32(png[position + 4 : end]),):
-            raise ValueError(f"wrong checksum of its chunk {kind}")
+            raise ValueError(f"wrong checksum of its chunk {kind.decode('ascii', 'replace')}")
         position = end + 4

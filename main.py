@@ -32,7 +32,7 @@ BATCH_SIZE = 32  # images per step; 16 to 256; larger batches need a larger lear
 MOMENTUM = 0.9  # fraction of the last step that is added to the next; 0 to 0.99
 SEEDS = (0,)  # each experiment is trained once per seed; (0, 1, 2) shows how much is random
 DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA), "mps" (Apple); "cpu" repeats a run exactly on one machine
-VALIDATION_IMAGES = 0  # 10_000: validate on the last 10,000 training images; use it to choose settings
+VALIDATION_IMAGES = 0  # 0: validate on the test images; 10_000: on the last 10,000 training images
 WORKERS = None  # trainings at the same time, each on its own core; None: one per core, 1 on a GPU
 AUGMENTATION = {"rotation": 8, "shift": 1.4, "scaling": 0.1, "elastic": 0.5}  # see dataset.Augmentation
 BASELINE = "LeNet5"  # the tables state the gain over this experiment, if there is one of that name
@@ -50,7 +50,7 @@ class Experiment:
     options: dict = field(default_factory=dict)  # arguments of the model
     weight_decay: float = 0  # pulls the weights towards 0 in each step; 0 (off) to 0.001
     augmentation: dict = field(default_factory=dict)  # arguments of dataset.Augmentation; {} is off
-    optimizer: type = torch.optim.SGD  # or another one of torch.optim, such as torch.optim.Adam
+    optimizer: type = torch.optim.SGD  # or one of torch.optim with a weight decay, such as torch.optim.Adam
     momentum: float = MOMENTUM  # of SGD; other optimizers ignore it
     batch_size: int = BATCH_SIZE
     epochs: int = EPOCHS
@@ -86,26 +86,26 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
         if scheduler is not None:
             scheduler.step()
         outputs.append((logits.detach(), labels))
-    return score(outputs, criterion)
+    # All images at once: the last batch may be smaller, and its images must not count for
+    # more. It also avoids waiting for a GPU after every batch.
+    return score(*map(torch.cat, zip(*outputs)), criterion)
 
 
 def test(model, loader, device, criterion):
     """Return the average loss per image and the accuracy (0 to 1), with dropout off."""
-    return score(predict(model, loader, device), criterion)
+    return score(*predict(model, loader, device), criterion)
 
 
 @torch.no_grad()
 def predict(model, loader, device):
-    """Return the logits (B, 10) and labels (B,) of all batches, as a list of pairs."""
+    """Return the logits (N, 10) and labels (N,) of all images, with dropout off."""
     model.eval()
-    return [(model(images.to(device)).detach(), labels.to(device)) for images, labels in loader]
+    outputs = [(model(images.to(device)), labels.to(device)) for images, labels in loader]
+    return [torch.cat(parts) for parts in zip(*outputs)]
 
 
-def score(outputs, criterion):
-    """Return loss and accuracy of (logits, labels) pairs. Raises FloatingPointError if the loss explodes."""
-    # All images at once: the last batch may be smaller, and its images must not count for
-    # more. It also spares waiting for a GPU after every batch.
-    logits, labels = (torch.cat(parts) for parts in zip(*outputs))
+def score(logits, labels, criterion):
+    """Return the average loss and the accuracy. Raises FloatingPointError if the loss explodes."""
     loss = criterion(logits, labels)
     if not loss.isfinite():
         raise FloatingPointError("the loss exploded: try a lower learning_rate")
@@ -137,12 +137,13 @@ def build(experiment, train_set):
 
 def run_training(name, experiment, seed, train_set, test_set, digits, folder):
     """Train one experiment with one seed. Each finished epoch adds a line to <name>-seed<seed>.csv in the
-    folder; at the end, the weights go to <name>-seed<seed>.pt, the answers to <name>-seed<seed>.npz."""
+    folder; at the end, the weights go to <name>-seed<seed>.pt, the outputs to <name>-seed<seed>.npz."""
     device, criterion = experiment.device, nn.CrossEntropyLoss()
     torch.manual_seed(seed)  # decides initial weights, order of images, dropout, augmentation
     train_loader, model, optimizer, scheduler = build(experiment, train_set)
     test_loader = dataset.batches(test_set, 1000)  # without gradients, larger batches fit and are faster
-    plain_loader = dataset.batches(train_set.subset(slice(10_000)), experiment.batch_size, drop_last=True)
+    plain_images = train_set.subset(slice(10_000))
+    plain_loader = dataset.batches(plain_images, min(experiment.batch_size, 1000), drop_last=True)
 
     path = Path(folder) / f"{name}-seed{seed}"
     with open(f"{path}.csv", "x", buffering=1) as file:
@@ -161,25 +162,25 @@ def run_training(name, experiment, seed, train_set, test_set, digits, folder):
 
 
 def save_model(path, model, test_loader, digits, device):
-    """Write the weights to <path>.pt, and the answers to <path>.npz: logits (N, 10) and labels (N,) of
+    """Write the weights to <path>.pt, and the outputs to <path>.npz: logits (N, 10) and labels (N,) of
     the validation images, the misclassified ones, digit_logits (M, 10) of the pictures in DIGITS_DIR."""
-    logits, labels = (torch.cat(parts).cpu() for parts in zip(*predict(model, test_loader, device)))
+    logits, labels = (outputs.cpu() for outputs in predict(model, test_loader, device))
     mistakes = test_loader.dataset.images.cpu()[logits.argmax(dim=1) != labels]
     arrays = {"logits": logits, "labels": labels, "mistakes": mistakes}
     model.cpu()
     if digits:
         images = dataset.normalize(torch.from_numpy(digits["images"]))
-        ((arrays["digit_logits"], _),) = predict(model, [(images, images)], "cpu")
+        arrays["digit_logits"], _ = predict(model, [(images, images)], "cpu")
     plot.write_whole(f"{path}.pt", lambda file: torch.save(model.state_dict(), file))
     plot.write_whole(f"{path}.npz", lambda file: np.savez(file, **arrays))
 
 
 def run_trainings(trainings, workers, *shared):
-    """Run all trainings, (name, experiment, seed) each, with the other arguments of `run_training`.
+    """Run all trainings, (name, experiment, seed) each; shared are the other arguments of `run_training`.
     Return whether all finished. With one worker, they run here, one after the other; with more, each in
     its own process, which writes its own files. If one fails or dies, the others go on."""
     if workers == 1:
-        return all([attempt(*training, *shared) for training in trainings])
+        return all([attempt(*training, *shared) for training in trainings])  # a list: a failure stops none
     # A fork starts at once, with everything loaded. It would lose the threads that torch keeps
     # for a GPU; there, and where forks are not safe, a new interpreter loads all again.
     forks = sys.platform == "linux" and not torch.accelerator.is_available()
@@ -190,7 +191,7 @@ def run_trainings(trainings, workers, *shared):
         while waiting or running:
             while waiting and len(running) < workers:
                 training = waiting.pop(0)
-                process = context.Process(target=run_in_process, args=(*training, *shared))
+                process = context.Process(target=run_in_process, args=(*training, *shared), daemon=True)
                 process.start()
                 running[process.sentinel] = process, training
             for sentinel in multiprocessing.connection.wait(running):
@@ -207,7 +208,7 @@ def run_trainings(trainings, workers, *shared):
 
 
 def run_in_process(*training):
-    """Run one training in a process of its own, which ends when its parent does, even if that is killed."""
+    """Run one training in a process of its own, which ends when its parent does, even if killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it, too, but its parent ends it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
@@ -221,32 +222,32 @@ def attempt(name, experiment, seed, *shared):
     try:
         run_training(name, experiment, seed, *shared)
         return True
-    except Exception as error:  # a person's own model may raise anything
+    except Exception as error:  # a user's own model may raise anything
         say(f"error: {name}, seed {seed}: {describe(error)}", sys.stderr)
         return False
 
 
 def describe(error):
-    """Return an error as one line, with the line of a person's own code that led to it."""
+    """Return an error as one line, with the line of the user's own code that led to it."""
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).parent == Path(__file__).parent][-1]
     if isinstance(error, OSError) or (own is frames[-1] and own.line.startswith("raise")):
-        return text  # the message was written for the person at the shell
+        return text  # the message was written for the user
     return f"{type(error).__name__}: {text} ({Path(own.filename).name}, line {own.lineno}: {own.line})"
 
 
 def say(text, file=None):
     """Print a line at once. A closed pipe or a full disk costs the lines, not the training."""
     try:
-        print(f"{text}\n", end="", file=file or sys.stdout, flush=True)  # one piece: processes may mix lines
-    except OSError:
+        print(f"{text}\n", end="", file=file or sys.stdout, flush=True)  # one write keeps lines whole
+    except (OSError, UnicodeError):
         sys.stdout = sys.stdout if file else None  # print() now does nothing
 
 
 def rehearse(train_set):
     """Train each experiment on a few batches, so that mistakes show before the real work: raise
-    ValueError that names the experiment. Return {name: parameters} and {name: expected time}."""
+    ValueError that names the experiment. Return {name: parameters} and {name: relative duration}."""
     parameters, durations = {}, {}
     for name, experiment in EXPERIMENTS.items():
         try:
@@ -256,9 +257,9 @@ def rehearse(train_set):
                 start = time.perf_counter()
                 train(model, loader, experiment.device, nn.CrossEntropyLoss(), *rest)
                 durations[name] = (time.perf_counter() - start) * experiment.epochs / len(few)
-            (logits, labels), *_ = predict(model, loader, experiment.device)
-            if logits.shape != (len(labels), 10):
-                raise ValueError(f"the model must return logits (B, 10), but returned {tuple(logits.shape)}")
+            logits, _ = predict(model, [few[:1]], experiment.device)
+            if logits.shape != (1, 10):
+                raise ValueError(f"the model must return logits (1, 10) for an image, not {(*logits.shape,)}")
             parameters[name] = sum(parameter.numel() for parameter in model.parameters())
         except Exception as error:
             raise ValueError(f"EXPERIMENTS[{name!r}] in main.py: {describe(error)}") from error
@@ -286,10 +287,11 @@ def check_constants():
     for constant, (allowed, rule) in rules.items():
         if not allowed:
             raise ValueError(f"{constant} = {globals()[constant]!r} in main.py must be {rule}")
+    taken = [str(name).casefold() for name in (*plot.PICTURES, *EXPERIMENTS)]
     for name in EXPERIMENTS:
         # what every file system takes: no control characters, and not too many bytes
         fits = isinstance(name, str) and name.isprintable() and not {*name} & {*'/\\:*?"<>|'}
-        if not fits or not 0 < len(name.encode()) <= 200 or name.casefold() in plot.PICTURES:
+        if not fits or not 0 < len(name.encode()) <= 200 or taken.count(name.casefold()) > 1:
             raise ValueError(f"EXPERIMENTS[{name!r}] in main.py: files need a different or shorter name")
 
 
@@ -315,7 +317,7 @@ def start_run(data, parameters, digits):
 
 def main():
     """Train every experiment with every seed, then plot. Return the exit code: 0, 1 if a training
-    or a plot failed, 2 if nothing could be trained, 130 if interrupted."""
+    or a plot failed, 2 if the run could not start, 130 if interrupted."""
     cores = torch.get_num_threads()
     # In models this small, threads mostly wait for each other; their number would change the last digits.
     torch.set_num_threads(1)
@@ -325,14 +327,12 @@ def main():
         digits = dataset.read_digits(DIGITS_DIR)
         parameters, durations = rehearse(train_set)
         folder = start_run(data, parameters, digits)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         say(f"error: {describe(error)}", sys.stderr)
         return 2
     trainings = [(name, experiment, seed) for name, experiment in EXPERIMENTS.items() for seed in SEEDS]
-    # The longest first, so that none is left to run alone at the end.
-    trainings.sort(key=lambda training: -durations[training[0]])
-    on_cpu = all(experiment.device == "cpu" for experiment in EXPERIMENTS.values())
-    workers = min(len(trainings), WORKERS or (cores if on_cpu else 1))
+    trainings.sort(key=lambda training: -durations[training[0]])  # the longest first: none is left at the end
+    workers = min(len(trainings), WORKERS or (cores if DEVICE == "cpu" else 1))
     say(f"{data['description']}, results in {folder}\n{len(trainings)} trainings, {workers} at a time")
     exit_code = 1
     try:
@@ -345,7 +345,7 @@ def main():
     try:
         say(plot.save_plots(plot.read_run(folder)))
         if sys.stdout is None:
-            raise OSError(f"standard output is closed or full; the results are complete in {folder}")
+            raise OSError(f"standard output is closed or full; the results are in {folder}")
     except (OSError, ValueError) as error:
         say(f"error: {describe(error)}", sys.stderr)
         exit_code = exit_code or 1
@@ -365,6 +365,6 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
-        sys.exit(main())
+        sys.exit(main() if len(sys.argv) == 1 else __doc__)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-# What a CSV holds for each epoch, and what people read above the figures.
+# What a CSV holds for each epoch, and the headings of its losses and accuracies.
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "learning_rate")
 HEADINGS = {name: name.replace("train_", "training ").replace("val_", "validation ") for name in COLUMNS[1:5]}
 
@@ -43,19 +43,19 @@ class Run:
     letter: str  # its name in a comparison
     settings: dict  # settings.json
     stats: dict  # {experiment: {seed: {column: array with a number per epoch}}}
-    answers: dict  # {experiment: {seed: the arrays of its .npz, and the answers}}, if finished
-    filters: dict  # {experiment: weights of the first layer, of its first finished seed}
+    outputs: dict  # {experiment: {seed: the arrays of its .npz, and the answers}}, if finished
+    first: dict  # {"experiment, seed k": its outputs}, for the first finished seed of each
+    filters: dict  # {"experiment, seed k": weights of its first layer}
     digits: dict  # the arrays of my_digits.npz
     seeds: int = 1  # the largest number of seeds of an experiment
     data: str = "unknown data"
     heading: str = ""  # of its pictures
-    first: dict = None  # {"experiment, seed k": its answers}, for the first finished seed of each
 
 
 def read_run(folder, letter="A"):
     """Return the Run in a folder, its experiments in the order of settings.json. Trainings without a
     finished epoch are left out. Raises ValueError that names a damaged file."""
-    run = Run(Path(folder), letter, {}, {}, {}, {}, {})
+    run = Run(Path(folder), letter, {}, {}, {}, {}, {}, {})
     try:
         path = run.folder / "settings.json"
         run.settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -74,12 +74,13 @@ def read_run(folder, letter="A"):
             path = run.folder / f"{name}-seed{seed}.npz"
             if path.exists():
                 arrays = dict(np.load(path))
-                run.answers.setdefault(name, {})[seed] = arrays | {"answers": arrays["logits"].argmax(axis=1)}
-                if name not in run.filters:  # the weights of the other seeds are not shown
-                    path = path.with_suffix(".pt")
-                    layers = torch.load(path, weights_only=True).values()
-                    run.filters[name] = next((each.numpy() for each in layers if each.dim() > 1), np.empty(0))
-        run.first = {f"{name}, seed {min(seeds)}": seeds[min(seeds)] for name, seeds in run.answers.items()}
+                arrays["answers"] = arrays["logits"].argmax(axis=1)
+                if name not in run.outputs:  # the pictures show one seed
+                    run.first[f"{name}, seed {seed}"] = arrays
+                    layers = torch.load(path := path.with_suffix(".pt"), weights_only=True).values()
+                    weights = next((layer.numpy() for layer in layers if layer.dim() > 1), np.empty(0))
+                    run.filters[f"{name}, seed {seed}"] = weights
+                run.outputs.setdefault(name, {})[seed] = arrays
         path = run.folder / "my_digits.npz"
         run.digits = dict(np.load(path)) if path.exists() else {}
     except Exception as error:  # json, numpy, zipfile and torch raise many kinds
@@ -94,17 +95,19 @@ def read_csv(path):
     header, *rows = text[: text.rfind("\n") + 1].splitlines() or [""]
     if header not in ("", ",".join(COLUMNS)):
         raise ValueError(f"the first line must be {','.join(COLUMNS)}")
-    values = np.loadtxt(rows, delimiter=",", ndmin=2).T if rows else []
+    if not rows:
+        return {}
+    values = np.loadtxt(rows, delimiter=",", ndmin=2).T
     if not np.isfinite(values).all():
         raise ValueError("it holds a number that is not finite")
-    return dict(zip(COLUMNS, values, strict=True)) if rows else {}
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def progress(name, seed, epochs, values):
     """Return what is printed after an epoch, values as in COLUMNS."""
     form = "seed {}  epoch {:2}/{}  training: loss {:.4f}, accuracy {:7.2%}"
     form += "  validation: loss {:.4f}, accuracy {:7.2%}  {:.1f} s"
-    return f"{name:18} " + form.format(seed, values[0], epochs, *values[1:])
+    return f"{name:18} " + form.format(seed, values[0], epochs, *values[1:6])
 
 
 def summary(run):
@@ -117,13 +120,13 @@ def summary(run):
         gain = difference(run.stats[baseline], seeds, "val_accuracy") if gains and name != baseline else ""
         seconds = mean_and_deviation([values["seconds"].sum() for values in seeds.values()], ".0f")
         size = f"{parameters[name]:,}" if name in parameters else ""
-        table.append([name, size, *figures(seeds, -1), *[gain] * gains, seconds])
+        table.append([name, size, *cells(seeds, -1), *[gain] * gains, seconds])
         epochs = range(min(len(values["epoch"]) for values in seeds.values()))
-        rows = [["epoch", *HEADINGS.values()]] + [[str(i + 1), *figures(seeds, i)] for i in epochs]
+        rows = [["epoch", *HEADINGS.values()]] + [[str(i + 1), *cells(seeds, i)] for i in epochs]
         every_epoch += ["", f"## {name}, epoch by epoch", "", *markdown(rows)]
     averages = f"mean ± standard deviation of {run.seeds} seeds" if run.seeds > 1 else "1 seed"
     lines = [f"{run.data}, last epoch, {averages}", "", *markdown(table), ""]
-    lines += ["Gain: validation accuracy, in percentage points, ± standard error of several seeds"] * gains
+    lines += ["Gain: validation accuracy, in percentage points, ± standard error if several seeds"] * gains
     return "\n".join(lines + remarks(run)), "\n".join(every_epoch)
 
 
@@ -132,14 +135,14 @@ def remarks(run):
     lines = []
     for name, row in run.settings["EXPERIMENTS"].items():
         for seed in run.settings["SEEDS"]:
-            values, answers = (part.get(name, {}).get(seed) for part in (run.stats, run.answers))
+            values, outputs = (part.get(name, {}).get(seed) for part in (run.stats, run.outputs))
             epochs, all_epochs = len(values["epoch"]) if values else 0, row.get("epochs", 0)
             if epochs < all_epochs:
                 lines.append(f"Not finished: {name}, seed {seed}: {epochs} of {all_epochs} epochs")
-            elif answers:
-                same = np.ptp(answers["answers"]) == 0 < np.ptp(answers["labels"])
+            elif outputs:
+                same = np.ptp(outputs["answers"]) == 0 < np.ptp(outputs["labels"])
                 if same or values["train_loss"][-1] > 0.95 * math.log(10):  # guessing has a loss of ln 10
-                    advice = f"try a learning_rate below {row.get('learning_rate')}, or another activation"
+                    advice = f"try another learning_rate than {row.get('learning_rate')} or activation"
                     lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
     return lines
 
@@ -151,7 +154,7 @@ def markdown(table):
     return ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
 
 
-def figures(seeds, epoch, columns=tuple(HEADINGS)):
+def cells(seeds, epoch, columns=tuple(HEADINGS)):
     """Return the cells of a table row: the figures of an epoch, over all seeds."""
     forms = [".2%" if column.endswith("accuracy") else ".4f" for column in columns]
     values = [[stats[column][epoch] for stats in seeds.values()] for column in columns]
@@ -182,9 +185,8 @@ def compare(runs):
         first = runs[0].stats.get(name)
         for run in runs:
             if seeds := run.stats.get(name):
-                known = first and run is not runs[0]
-                gains = [difference(first, seeds, column) if known else "" for column in columns]
-                table.append([name, run.letter, *figures(seeds, -1, columns), *gains])
+                gains = [difference(first, seeds, c) if first and run is not runs[0] else "" for c in columns]
+                table.append([name, run.letter, *cells(seeds, -1, columns), *gains])
     lines = [*(f"{run.letter} = {run.folder}" for run in runs), *changes(runs), "", *markdown(table)]
     return "\n".join([*lines, "", "Last epochs; gains in accuracy in percentage points"])
 
@@ -226,7 +228,7 @@ def plot_experiment(run, name):
     rate.plot(longest["epoch"], longest["learning_rate"], color="gray", linewidth=0.8, marker=".")
     rate.set_ylim(bottom=0)
     rate.tick_params(colors="gray", labelsize=7)
-    lines = [*axes.lines, *rate.lines]
+    lines = [*figure.axes[1].lines, *rate.lines]
     figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
@@ -242,7 +244,7 @@ def plot_comparison(runs):
     edits = [part for line in changes(runs) for part in textwrap.wrap(line, 100)]
     figure.suptitle("\n".join([runs[0].heading, *edits]), fontsize=10)
     all_axes = figure.subplots(2, 2).flatten()
-    rows, same = [" " * width + "".join(f"{title:<20}" for title in HEADINGS.values())], {}
+    rows, same = [" " * (width + 1) + "".join(f"{title:<20}" for title in HEADINGS.values())], {}
     for label, (name, run) in zip(labels, entries):
         number, group, seeds = names.index(name), runs.index(run), run.stats[name]
         look = COLORS[number % 7], LINE_STYLES[(number // 7 + group) % 4], MARKERS[(number // 28 + group) % 6]
@@ -250,12 +252,12 @@ def plot_comparison(runs):
         curves = str([stats[column].tolist() for stats in seeds.values() for column in HEADINGS])
         equal = same.setdefault(curves, label)  # equal curves hide each other
         cells = "".join(f"{end:<20}" for end in ends)
-        rows.append(f"{label:{width}}{cells}" + f"= {equal}" * (equal != label))
+        # matplotlib hides labels that start with _
+        rows.append(f" {label:{width}}{cells}" + f"= {equal}" * (equal != label))
     for axes, title in zip(all_axes, HEADINGS.values()):
         finish(axes, title)
     handles = [Line2D([], [], linestyle=""), *all_axes[0].lines]
-    table = [f" {row}" for row in rows]  # matplotlib hides labels that start with _
-    figure.legend(handles, table, loc="outside lower center", prop={"family": "monospace", "size": 8})
+    figure.legend(handles, rows, loc="outside lower center", prop={"family": "monospace", "size": 8})
     return figure
 
 
@@ -316,22 +318,21 @@ def softmax(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def percent(probabilities):
+def confidence(probabilities):
     """Return the largest probability in percent, rounded down: 99.99% rather than 100%."""
     return f"{min(math.floor(1e4 * probabilities.max()), 9999) / 100:.2f}%"
 
 
 def plot_mistakes(run):
     """Return a Figure with the wrong answers of highest confidence, up to 25 per experiment."""
-    figure, all_axes = panels(run, "Worst mistakes: label \u2192 answer", len(run.answers), 3, 3.6, 4.5)
+    figure, all_axes = panels(run, "Worst mistakes: label \u2192 answer", len(run.outputs), 3, 3.6, 4.5)
     for axes, (training, arrays) in zip(all_axes, run.first.items()):
         wrong = arrays["answers"] != arrays["labels"]
         chances, labels = softmax(arrays["logits"][wrong]), arrays["labels"][wrong]
         worst = np.argsort(-chances.max(axis=1), kind="stable")[:25]
         title = f"{training}: {wrong.sum():,} mistakes"
         if len(worst):
-            low, high = percent(chances[worst[-1]]), percent(chances[worst[0]])
-            title += f"\nthese with confidence {low} to {high}"
+            title += f"\nconfidence {confidence(chances[worst[-1]])} to {confidence(chances[worst[0]])}"
         axes.set_title(title, fontsize=9)
         picture = np.full((5 * 40, 5 * 32), 255, dtype=np.uint8)  # white, 32 x 40 for an image and its text
         for place, index in enumerate(worst):
@@ -345,7 +346,7 @@ def plot_mistakes(run):
 
 def plot_confusion(run):
     """Return a Figure that counts the answers to each label; only mistakes are coloured."""
-    figure, all_axes = panels(run, "Label (row) and answer (column)", len(run.answers), 3, 3.6, 3.9)
+    figure, all_axes = panels(run, "Label (row) and answer (column)", len(run.outputs), 3, 3.6, 3.9)
     for axes, (training, arrays) in zip(all_axes, run.first.items()):
         counts = np.bincount(10 * arrays["labels"] + arrays["answers"], minlength=100).reshape(10, 10)
         mistakes = counts * (1 - np.eye(10))
@@ -362,7 +363,7 @@ def plot_filters(run):
     """Return a Figure of each first layer: a convolution on one channel or a linear one on 784 pixels."""
     filters = {
         training: weights.reshape(len(weights), *(weights.shape[2:] or (28, 28)))
-        for training, weights in zip(run.first, run.filters.values())
+        for training, weights in run.filters.items()
         if weights.shape[1:] == (784,) or (weights.ndim == 4 and weights.shape[1] == 1)
     }
     if not filters:
@@ -383,18 +384,18 @@ def plot_filters(run):
 
 def plot_digits(run):
     """Return a Figure of own digits: as taken, as the models see them, and each model's probabilities."""
-    answers = {training: arrays for training, arrays in run.first.items() if "digit_logits" in arrays}
-    names, columns = run.digits["names"], 2 + len(answers)
+    outputs = {training: arrays for training, arrays in run.first.items() if "digit_logits" in arrays}
+    names, columns = run.digits["names"][:100], 2 + len(outputs)  # more would make too high a picture
     figure, all_axes = panels(run, "My digits", columns * len(names), columns, 1.7, 1.9)
     for row, (original, seen, *rest) in enumerate(all_axes.reshape(-1, columns)):
         original.imshow(run.digits["originals"][row])
         original.set_title(str(names[row])[:24], fontsize=8)
         seen.imshow(run.digits["images"][row], cmap="gray", vmin=0, vmax=255)
         seen.set_title("as the models see it", fontsize=8)
-        for axes, (training, arrays) in zip(rest, answers.items()):
+        for axes, (training, arrays) in zip(rest, outputs.items()):
             chances = softmax(arrays["digit_logits"][row])
             axes.bar(range(10), chances, color=np.where(chances == chances.max(), COLORS[1], COLORS[0]))
-            axes.set_title(f"{training}\n{chances.argmax()}: {percent(chances)}", fontsize=8)
+            axes.set_title(f"{training}\n{chances.argmax()}: {confidence(chances)}", fontsize=8)
             axes.set_xticks(range(10), range(10), fontsize=7)
             axes.set_ylim(0, 1)
     return figure
@@ -418,7 +419,7 @@ def save_plots(run):
     pictures = {name: plot_experiment(run, name) for name in run.stats}
     if run.stats:
         pictures["comparison"] = plot_comparison([run])
-    if run.answers:
+    if run.outputs:
         pictures |= {"mistakes": plot_mistakes(run), "confusion": plot_confusion(run)}
         pictures |= {"filters": plot_filters(run), "my_digits": plot_digits(run) if run.digits else None}
     paths = {run.folder / f"{name}.png": picture for name, picture in pictures.items() if picture}
@@ -445,7 +446,7 @@ def main(folders):
         if len(runs) == 1:
             print(save_plots(runs[0]))
         else:  # the picture belongs to all runs, so it lies beside the first one
-            path = folders[0].parent / f"comparison_{'_'.join(folder.name for folder in folders)}.png"
+            path = folders[0].parent / f"comparison_{'_'.join(folder.name for folder in folders)[:200]}.png"
             write_whole(path, plot_comparison(runs).savefig)
             print(compare(runs), path, sep="\n\n")
     except (OSError, ValueError) as error:

@@ -253,6 +253,13 @@ class Tutorial(nn.Module):
         return self.fc2(self.fc1(x).relu())
 
 
+class Squeezing(LeNet5):
+    """A model that gives a single image's logits without the batch."""
+
+    def forward(self, images):
+        return super().forward(images).squeeze()
+
+
 class FaultInModelPy(RegularizedLeNet5):
     """A model whose fault shows in a line of model.py."""
 
@@ -280,6 +287,7 @@ BAD_ROWS = {
     "wrong width": (Experiment(Tutorial, 0.01, {"width": 300}), "Linear|shapes|self.fc1"),
     "9 outputs": (Experiment(Tutorial, 0.01, {"outputs": 9}), "9"),
     "12 outputs": (Experiment(Tutorial, 0.01, {"outputs": 12}), "12"),
+    "no batch": (Experiment(Squeezing, 0.01), r"\(10,\)"),
     "missing import": (Experiment(Tutorial, 0.01, {"break_it": True}), "'F'"),
     "line of one's own code": (Experiment(FaultInModelPy, 0.01), r"model\.py, line \d+: x = .*self\.norm1"),
     "Adam with momentum": (Experiment(LeNet5, 0.01, optimizer=momentum_of_its_own), "momentum"),

@@ -323,7 +323,7 @@ def test_mistakes_show_every_image_below_its_label_and_answer(folder, count):
 
 def test_pictures_show_the_first_finished_seed(folder):
     run = plot.read_run(folder)
-    assert not run.answers and not run.filters
+    assert not run.outputs and not run.filters
     for seed in (1, 0):
         write_answers(folder, f"LeNet-seed{seed}", *wrong_answers(3))
         for figure in (plot.plot_mistakes, plot.plot_confusion, plot.plot_filters):
