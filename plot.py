@@ -12,12 +12,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 # What a CSV holds for each epoch, and the headings of its losses and accuracies.
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "learning_rate")
@@ -31,8 +27,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#00
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "^", "s", "x", "v", "d")
 ACCURACY_TICKS = (10, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100)  # in %, where the curves come near
-
-matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of an experiment is just a $
 
 
 @dataclass(eq=False)
@@ -213,10 +207,19 @@ def changes(runs):
     return lines
 
 
+def new_figure(width, height, title):
+    """Return an empty Figure, its size in inches."""
+    import matplotlib.figure  # takes 0.4 s, for which the trainings need not wait
+
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of an experiment is just a $
+    figure = matplotlib.figure.Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def plot_experiment(run, name):
     """Return a Figure with the four curves of one experiment and its learning rate."""
-    figure = Figure(figsize=(8.6, 4.4), dpi=120, layout="constrained")
-    figure.suptitle(f"{name}\n{run.heading}", fontsize=11)
+    figure = new_figure(8.6, 4.4, f"{name}\n{run.heading}")
     labels = ["training: ", "validation: ", "learning rate (gray axis)"]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         for index, prefix in enumerate(("train", "val")):
@@ -239,10 +242,9 @@ def plot_comparison(runs):
     entries = [(name, run) for name in names for run in runs if name in run.stats]
     labels = [f"{name}, {run.letter}" if len(runs) > 1 else name for name, run in entries]
     width = max(map(len, labels)) + 2
-    size = max(9, 2 + 0.07 * (width + 70)), 8.5 + 0.19 * len(entries)  # inches
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
     edits = [part for line in changes(runs) for part in textwrap.wrap(line, 100)]
-    figure.suptitle("\n".join([runs[0].heading, *edits]), fontsize=10)
+    title = "\n".join([runs[0].heading, *edits])
+    figure = new_figure(max(9, 2 + 0.07 * (width + 70)), 8.5 + 0.19 * len(entries), title)
     all_axes = figure.subplots(2, 2).flatten()
     rows, same = [" " * (width + 1) + "".join(f"{title:<20}" for title in HEADINGS.values())], {}
     for label, (name, run) in zip(labels, entries):
@@ -252,11 +254,10 @@ def plot_comparison(runs):
         curves = str([stats[column].tolist() for stats in seeds.values() for column in HEADINGS])
         equal = same.setdefault(curves, label)  # equal curves hide each other
         cells = "".join(f"{end:<20}" for end in ends)
-        # matplotlib hides labels that start with _
-        rows.append(f" {label:{width}}{cells}" + f"= {equal}" * (equal != label))
+        rows.append(f" {label:{width}}{cells}" + f"= {equal}" * (equal != label))  # " ": a first _ hides it
     for axes, title in zip(all_axes, HEADINGS.values()):
         finish(axes, title)
-    handles = [Line2D([], [], linestyle=""), *all_axes[0].lines]
+    handles = [figure.patch, *all_axes[0].lines]  # beside the headings, the white of the paper
     figure.legend(handles, rows, loc="outside lower center", prop={"family": "monospace", "size": 8})
     return figure
 
@@ -285,7 +286,7 @@ def finish(axes, title):
     axes.grid(alpha=0.3)
     if title.endswith("loss"):
         axes.set(ylabel="cross-entropy per image", yscale="log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
     else:
         axes.set_ylabel("accuracy in %")
         # The logarithm of the error spreads out 98 to 99.9% and still has room for 20%. The 0.02
@@ -295,17 +296,16 @@ def finish(axes, title):
         axes.autoscale_view()
         low, high = axes.get_ylim()
         ticks = [tick for tick in ACCURACY_TICKS if low <= tick <= high]
-        axes.set_yticks(ticks if len(ticks) > 2 else MaxNLocator(5).tick_values(low, high)[1:-1])
+        axes.set_yticks(ticks if len(ticks) > 2 else axes.get_yticks())  # matplotlib's own, if few fit
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+    axes.minorticks_off()
 
 
 def panels(run, title, count, columns, width, height):
     """Return a Figure and its first `count` axes, bare, in rows of at most `columns`."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(max(width * columns, 6), 0.7 + height * rows), dpi=120, layout="constrained")
-    figure.suptitle(f"{title}\n{run.data}", fontsize=11)
+    figure = new_figure(max(width * columns, 6), 0.7 + height * rows, f"{title}\n{run.data}")
     all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in all_axes:
         axes.set(xticks=[], yticks=[], frame_on=False)
