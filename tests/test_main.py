@@ -137,6 +137,12 @@ def test_prints_every_epoch_the_table_and_the_pictures(finished, results):
     assert finished[1].stderr == ""
 
 
+def test_arguments_print_the_help_and_train_nothing(finished):
+    process = run(finished[0], "main.py", "--epochs", "3")
+    assert process.returncode != 0 and "python main.py" in process.stderr
+    assert results_of(finished[0])  # the only run
+
+
 def test_plot_rebuilds_all_that_a_run_made(finished, results, monkeypatch):
     made = {path: path.read_bytes() for path in (*results.glob("*.png"), results / "summary.md")}
     for path in made:
