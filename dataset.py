@@ -111,8 +111,9 @@ class Augmentation:
     rotation: at most this many degrees to either side, 0 to 180.
     shift: at most this many pixels in each direction, 0 to 28.
     scaling: grow or shrink by at most this fraction, 0 to below 1.
-    elastic: standard deviation, in pixels, of a smooth random displacement, 0 to 14, after
-        Simard, Steinkraus, Platt (2003), "Best Practices for Convolutional Neural Networks".
+    elastic: standard deviation, in pixels, of a random displacement at the points of a 7 x 7 grid,
+        smooth between them, 0 to 14, after Simard, Steinkraus, Platt (2003), "Best Practices for
+        Convolutional Neural Networks Applied to Visual Document Analysis".
 
     Maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same shape. Pixel values are
     interpolated; what enters from outside is background. Raises ValueError if a limit is out of range.
@@ -128,10 +129,10 @@ class Augmentation:
         self.limits = math.radians(rotation), scaling, shift / 14, shift / 14
         self.elastic = elastic / 14
         pixels = affine_grid(torch.eye(2, 3).unsqueeze(0), (1, 1, 28, 28), align_corners=False)
-        # One row of 784 pixels for each term: x, y, 1 and, for the elastic displacement, 25
-        # smooth bumps around the points of a 5 x 5 grid.
-        bumps = interpolate(torch.eye(25).view(25, 1, 5, 5), 28, mode="bicubic", align_corners=True)
-        rows = [pixels.view(784, 2).T, torch.ones(1, 784), bumps.view(25, 784)]
+        # One row of 784 pixels for each term: x, y, 1 and, for the elastic displacement, 49
+        # smooth bumps around the points of a 7 x 7 grid.
+        bumps = interpolate(torch.eye(49).view(49, 1, 7, 7), 28, mode="bicubic", align_corners=True)
+        rows = [pixels.view(784, 2).T, torch.ones(1, 784), bumps.view(49, 784)]
         self.terms = torch.cat(rows if elastic else rows[:2])
 
     def __call__(self, images):
@@ -140,7 +141,7 @@ class Augmentation:
         cos, sin = angle.cos() / (1 + zoom), angle.sin() / (1 + zoom)
         factors = torch.stack([cos, -sin, dx, sin, cos, dy], dim=1).view(-1, 3)
         if self.elastic:
-            heights = self.elastic * torch.randn(len(factors), 25, device=images.device)
+            heights = self.elastic * torch.randn(len(factors), 49, device=images.device)
             factors = torch.cat([factors, heights], dim=1)
         # Where each pixel comes from: all terms of the whole batch in one multiplication.
         sources = (factors @ self.terms.to(images.device)).view(-1, 2, 28, 28).movedim(1, -1)

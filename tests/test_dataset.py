@@ -225,9 +225,9 @@ def test_elastic_displacements_are_smooth_and_have_the_stated_size(test_set):
     # a slope as the image: its change is the displacement of each pixel
     slope = torch.linspace(-1, 1, 28).expand(1000, 1, 28, 28) * 13.5
     change = (dataset.Augmentation(elastic=0.5)(slope) - slope)[..., 4:-4, 4:-4]
-    centre = change[:, 0, 10, 10]  # a point of the 5 x 5 grid lies between the middle pixels
-    assert centre.std() == pytest.approx(0.5, rel=0.15) and centre.mean().abs() < 0.05
-    assert (change[..., 1:] - change[..., :-1]).abs().max() < 0.6
+    point = change[:, 0, 5, 5]  # pixel 9 is a point of the 7 x 7 grid
+    assert point.std() == pytest.approx(0.5, rel=0.15) and point.mean().abs() < 0.05
+    assert (change[..., 1:] - change[..., :-1]).abs().max() < 1  # 3, if pixels were independent
     assert not torch.allclose(change[0], change[1], atol=0.1)
 
 
