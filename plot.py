@@ -305,7 +305,7 @@ def panels(run, title, count, columns, width, height):
     """Return a Figure and its first `count` axes, bare, in rows of at most `columns`."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure = new_figure(max(width * columns, 6), 0.7 + height * rows, f"{title}\n{run.data}")
+    figure = new_figure(max(width * columns, 6), 0.9 + height * rows, f"{title}\n{run.data}\n")
     all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in all_axes:
         axes.set(xticks=[], yticks=[], frame_on=False)
