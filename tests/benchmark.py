@@ -2,8 +2,8 @@
 
     python tests/benchmark.py
 
-Takes about ten minutes on data/train.tar and data/test.tar, and a few on the sample, which it uses if
-these are not there. Each figure is the median of several runs; the two sides take turns.
+Takes eleven to twelve minutes on data/train.tar and data/test.tar, and a few on the sample, which it uses if
+these are not there. Each time is the median of several runs; the two sides take turns.
 """
 
 import io
@@ -237,8 +237,7 @@ def compare_starts(folder):
 def memory(folder):
     """Return the peak memory of main.py in one process, in MB, beyond that of a process that only
     imports the same libraries."""
-    peaks = [run_main(folder, 1, epochs=1)[1] - run_python(["-c", IMPORTS], folder)[1] for _ in range(RUNS)]
-    return statistics.median(peaks)
+    return run_main(folder, 1, epochs=1)[1] - run_python(["-c", IMPORTS], folder)[1]
 
 
 def shared_memory(folder, workers):

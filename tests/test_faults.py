@@ -176,26 +176,25 @@ def test_full_disk_is_one_line_and_keeps_the_figures(start, tmp_path):
     assert not list(folder.glob("*.pt")) and not list(folder.glob("*.part"))
 
 
-@pytest.mark.parametrize("workers, sink", [(2, "closed pipe"), (1, "/dev/full")])
-def test_standard_output_that_fails_costs_the_lines_only(tmp_path, workers, sink):
-    folder = copy_project(tmp_path, EPOCHS="1", WORKERS=str(workers), EXPERIMENTS=TWO_ROWS)
-    if sink == "closed pipe":
-        end, target = os.pipe()
-        os.close(end)
-    else:
-        target = os.open(sink, os.O_WRONLY)
-    process = subprocess.run(
-        [sys.executable, "main.py"],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=target,
-        stderr=subprocess.PIPE,
-        timeout=60,
-    )
-    os.close(target)
-    assert process.returncode == 1
-    (line,) = process.stderr.decode().splitlines()
-    assert "output" in line
-    folder = results_of(folder)
-    assert {path.stem for path in folder.glob("*.pt")} == {"A-seed0", "B-seed0"}
-    assert {path.stem for path in folder.glob("*.png")} >= {"A", "B", "comparison", "mistakes"}
+def test_standard_output_that_fails_costs_the_lines_only(tmp_path):
+    end, closed_pipe = os.pipe()
+    os.close(end)
+    started = []
+    for workers, sink in ((2, closed_pipe), (1, os.open("/dev/full", os.O_WRONLY))):  # both at once
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        copy_project(folder, EPOCHS="1", WORKERS=str(workers), EXPERIMENTS=TWO_ROWS)
+        command = [sys.executable, "main.py"]
+        started.append(
+            subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=sink, stderr=subprocess.PIPE)
+        )
+        os.close(sink)
+    for process in started:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        (line,) = err.decode().splitlines()
+        assert "output" in line
+    for workers in "12":
+        folder = results_of(tmp_path / workers)
+        assert {path.stem for path in folder.glob("*.pt")} == {"A-seed0", "B-seed0"}
+        assert {path.stem for path in folder.glob("*.png")} >= {"A", "B", "comparison", "mistakes"}
