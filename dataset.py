@@ -223,8 +223,7 @@ def check_sets(train_set, test_set):
 
 def download(data_dir, timeout=10):
     """Download MNIST and write it to `data_dir` as train.tar and test.tar. Raises RuntimeError if the
-    download fails, or a server is silent for `timeout` seconds, and OSError if `data_dir` can't be
-    made."""
+    download fails or a server is silent for `timeout` seconds, OSError if `data_dir` can't be made."""
     data_dir.mkdir(parents=True, exist_ok=True)
     print(f"Downloading MNIST (4 files, 11.6 MB) to {data_dir} ...", flush=True)
     # Use a temporary folder, so a failed download leaves nothing behind.
@@ -305,7 +304,7 @@ def read_digit(path):
     digit = np.asarray(Image.fromarray(np.float32(255 * ink)).resize(size, Image.Resampling.BOX))
     # In MNIST's own images, the centre of mass lies in the middle of pixel 14, counted from 0.
     sums = digit.sum(axis=1), digit.sum(axis=0)
-    top, left = (round(14 - np.arange(len(ink)) @ ink / digit.sum()) for ink in sums)
+    top, left = (round(14 - np.arange(len(side)) @ side / digit.sum()) for side in sums)
     image = Image.new("F", (28, 28))
     image.paste(Image.fromarray(digit), (left, top))
     return torch.from_numpy(np.asarray(image).round().astype(np.uint8))

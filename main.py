@@ -180,7 +180,7 @@ def run_trainings(trainings, workers, *shared):
     Return whether all finished. With one worker, they run here, one after the other; with more, each in
     its own process, which writes its own files. If one fails or dies, the others go on."""
     if workers == 1:
-        return all([attempt(*training, *shared) for training in trainings])  # a list: a failure stops none
+        return all([attempt(*training, *shared) for training in trainings])  # a list: one failure stops none
     # A fork starts at once, with everything loaded. It would lose the threads that torch keeps
     # for a GPU; there, and where forks are not safe, a new interpreter loads all again.
     forks = sys.platform == "linux" and not torch.accelerator.is_available()
@@ -209,7 +209,7 @@ def run_trainings(trainings, workers, *shared):
 
 def run_in_process(*training):
     """Run one training in a process of its own, which ends when its parent does, even if killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it, too, but its parent ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
@@ -331,10 +331,9 @@ def main():
         say(f"error: {describe(error)}", sys.stderr)
         return 2
     trainings = [(name, experiment, seed) for name, experiment in EXPERIMENTS.items() for seed in SEEDS]
-    trainings.sort(key=lambda training: -durations[training[0]])  # the longest first: none is left at the end
+    trainings.sort(key=lambda training: -durations[training[0]])  # longest first: none runs alone at the end
     workers = min(len(trainings), WORKERS or (cores if DEVICE == "cpu" else 1))
     say(f"{data['description']}, results in {folder}\n{len(trainings)} trainings, {workers} at a time")
-    exit_code = 1
     try:
         exit_code = 0 if run_trainings(trainings, workers, train_set, test_set, digits, folder) else 1
     except KeyboardInterrupt:
@@ -342,6 +341,7 @@ def main():
         exit_code = 130
     except Exception as error:  # no process could be started
         say(f"error: {describe(error)}", sys.stderr)
+        exit_code = 1
     try:
         say(plot.save_plots(plot.read_run(folder)))
         if sys.stdout is None:

@@ -120,7 +120,7 @@ def summary(run):
         every_epoch += ["", f"## {name}, epoch by epoch", "", *markdown(rows)]
     averages = f"mean ± standard deviation of {run.seeds} seeds" if run.seeds > 1 else "1 seed"
     lines = [f"{run.data}, last epoch, {averages}", "", *markdown(table), ""]
-    lines += ["Gain: validation accuracy, in percentage points, ± standard error if several seeds"] * gains
+    lines += ["Gain: validation accuracy in percentage points; with several seeds, ± standard error"] * gains
     return "\n".join(lines + remarks(run)), "\n".join(every_epoch)
 
 
@@ -136,7 +136,7 @@ def remarks(run):
             elif outputs:
                 same = np.ptp(outputs["answers"]) == 0 < np.ptp(outputs["labels"])
                 if same or values["train_loss"][-1] > 0.95 * math.log(10):  # guessing has a loss of ln 10
-                    advice = f"try another learning_rate than {row.get('learning_rate')} or activation"
+                    advice = f"try another learning_rate (now {row.get('learning_rate')}) or activation"
                     lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
     return lines
 
@@ -253,11 +253,11 @@ def plot_comparison(runs):
         ends = [draw_curve(axes, seeds, column, *look) for axes, column in zip(all_axes, HEADINGS)]
         curves = str([stats[column].tolist() for stats in seeds.values() for column in HEADINGS])
         equal = same.setdefault(curves, label)  # equal curves hide each other
-        cells = "".join(f"{end:<20}" for end in ends)
-        rows.append(f" {label:{width}}{cells}" + f"= {equal}" * (equal != label))  # " ": a first _ hides it
+        row = f" {label:{width}}" + "".join(f"{end:<20}" for end in ends)  # " ": an initial _ would hide it
+        rows.append(row + f"= {equal}" * (equal != label))
     for axes, title in zip(all_axes, HEADINGS.values()):
         finish(axes, title)
-    handles = [figure.patch, *all_axes[0].lines]  # beside the headings, the white of the paper
+    handles = [figure.patch, *all_axes[0].lines]  # a white patch stands beside the headings
     figure.legend(handles, rows, loc="outside lower center", prop={"family": "monospace", "size": 8})
     return figure
 

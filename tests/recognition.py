@@ -5,7 +5,7 @@
 Redraws 2,000 test digits of data/test.tar on paper, reads them with `read_digit`, and prints the
 accuracy of the models of a run (by default the newest in results/) on the originals, on the
 pictures that were only inverted and resized, and on what `read_digit` makes of them. Takes
-twenty minutes on a busy machine.
+ten minutes.
 """
 
 import sys
