@@ -2,21 +2,27 @@
 
     python main.py
 
-prints a line per epoch, then a table, and draws the curves. Every run gets its own folder in results/.
-Edit the constants below and run it again; `python plot.py results/A results/B` shows what your edit did.
+prints a line per epoch, then a table, and draws the curves. Every run gets its own folder: results/1,
+results/2, ... Edit the constants below and run it again: it says and draws what your edit did.
 """
 
+import csv
 import gc
 import json
 import multiprocessing.connection
 import os
+import platform
 import signal
 import sys
 import threading
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+if __name__ == "__mp_main__":  # in a spawned process of a training: Ctrl-C is for its parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 import numpy as np
 import torch
@@ -25,6 +31,7 @@ from torch.optim.swa_utils import update_bn
 
 import dataset
 import plot
+from dataset import Augmentation
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
 EPOCHS = 10  # passes over the training images; 1 for a first look, 10 to 30 for good results
@@ -34,8 +41,8 @@ SEEDS = (0,)  # each experiment is trained once per seed; (0, 1, 2) shows how mu
 DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA), "mps" (Apple); "cpu" repeats a run exactly on one machine
 VALIDATION_IMAGES = 0  # 0: validate on the test images; 10_000: on the last 10,000 training images
 WORKERS = None  # trainings at the same time, each on its own core; None: one per core, 1 on a GPU
-AUGMENTATION = {"rotation": 8, "shift": 1.4, "scaling": 0.1, "elastic": 0.4}  # see dataset.Augmentation
-BASELINE = "LeNet5"  # the tables state the gain over this experiment, if there is one of that name
+AUGMENTATION = Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)  # random changes of the images
+BASELINE = "LeNet5"  # the tables state the gain over this experiment
 DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to it if both are missing
 RESULTS_DIR = "results"  # each run makes a new folder in it
 DIGITS_DIR = "data/my_digits"  # pictures of your own digits; the trained models classify them
@@ -48,10 +55,10 @@ class Experiment:
     model: type  # a class that maps images (B, 1, 28, 28) to logits (B, 10), such as those in model.py
     learning_rate: float  # peak of the schedule; 0.01 to 0.1; the loss explodes if it is too high
     options: dict = field(default_factory=dict)  # arguments of the model
-    weight_decay: float = 0  # pulls the weights towards 0 in each step; 0 (off) to 0.001
-    augmentation: dict = field(default_factory=dict)  # arguments of dataset.Augmentation; {} is off
-    optimizer: type = torch.optim.SGD  # or one of torch.optim with a weight decay, such as torch.optim.Adam
-    momentum: float = MOMENTUM  # of SGD; other optimizers ignore it
+    transform: object = None  # changes the training images, batch by batch, such as AUGMENTATION
+    loss: nn.Module = nn.CrossEntropyLoss()  # what training makes smaller; validation reports cross-entropy
+    optimizer: type = partial(torch.optim.SGD, momentum=MOMENTUM)  # or another one of torch.optim
+    optimizer_options: dict = field(default_factory=dict)  # its further arguments, such as weight_decay
     batch_size: int = BATCH_SIZE
     epochs: int = EPOCHS
     device: str = DEVICE
@@ -60,8 +67,17 @@ class Experiment:
 EXPERIMENTS = {  # the names appear in plots and file names
     "LeNet5": Experiment(LeNet5, learning_rate=0.02),
     "CustomMLP": Experiment(CustomMLP, learning_rate=0.01),
-    "RegularizedLeNet5": Experiment(RegularizedLeNet5, 0.05, weight_decay=2e-4, augmentation=AUGMENTATION),
+    "RegularizedLeNet5": Experiment(
+        RegularizedLeNet5,
+        learning_rate=0.05,
+        transform=AUGMENTATION,
+        optimizer_options={"weight_decay": 2e-4},  # pulls the weights towards 0 in each step
+    ),
 }
+
+
+class UserError(ValueError):
+    """Says what is wrong and what to do, in words for the person at the shell."""
 
 
 def train(model, loader, device, criterion, optimizer, scheduler=None):
@@ -73,9 +89,11 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
     loader: batches of images (B, 1, 28, 28) and labels (B,), from any DataLoader.
     criterion: maps logits (B, 10) and labels to the average loss, such as nn.CrossEntropyLoss().
     scheduler: makes a step after each batch; None leaves the learning rate alone.
+
+    Raises UserError if the average is not a number.
     """
     model.train()
-    outputs = []
+    total_loss = correct = count = 0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
         logits = model(images)
@@ -85,47 +103,47 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-        outputs.append((logits.detach(), labels))
-    # All images at once: the last batch may be smaller, and its images must not count for
-    # more. It also avoids waiting for a GPU after every batch.
-    return score(*map(torch.cat, zip(*outputs)), criterion)
-
-
-def test(model, loader, device, criterion):
-    """Return the average loss per image and the accuracy (0 to 1), with dropout off."""
-    return score(*predict(model, loader, device), criterion)
+        # The last batch may be smaller, and its images must not count for more. The totals stay
+        # tensors, since .item() would wait for a GPU after every batch.
+        total_loss += loss.detach() * len(labels)
+        correct += (logits.argmax(dim=1) == labels).sum()
+        count += len(labels)
+    return average(total_loss, correct, count)
 
 
 @torch.no_grad()
-def predict(model, loader, device):
-    """Return the logits (N, 10) and labels (N,) of all images, with dropout off."""
+def test(model, loader, device, criterion):
+    """Return the average loss per image and the accuracy (0 to 1), with dropout off."""
     model.eval()
-    outputs = [(model(images.to(device)), labels.to(device)) for images, labels in loader]
-    return [torch.cat(parts) for parts in zip(*outputs)]
+    total_loss = correct = count = 0
+    for images, labels in loader:
+        images, labels = images.to(device), labels.to(device)
+        logits = model(images)
+        total_loss += criterion(logits, labels) * len(labels)
+        correct += (logits.argmax(dim=1) == labels).sum()
+        count += len(labels)
+    return average(total_loss, correct, count)
 
 
-def score(logits, labels, criterion):
-    """Return the average loss and the accuracy. Raises FloatingPointError if the loss explodes."""
-    loss = criterion(logits, labels)
-    if not loss.isfinite():
-        raise FloatingPointError("the loss exploded: try a lower learning_rate")
-    return loss.item(), (logits.argmax(dim=1) == labels).sum().item() / len(labels)
+def average(total_loss, correct, count):
+    """Return the loss per image and the accuracy. Raises UserError if the loss is not finite."""
+    if not total_loss.isfinite():
+        raise UserError("the loss exploded: try a lower learning_rate")
+    return total_loss.item() / count, correct.item() / count
 
 
 def build(experiment, train_set):
     """Return what an experiment is trained with: batches, model, optimizer and schedule."""
     train_set = train_set.subset(slice(None))  # a copy: other experiments get the images unchanged
     train_set.to(experiment.device)
-    if experiment.augmentation:
-        train_set.transform = dataset.Augmentation(**experiment.augmentation)
+    train_set.transform = experiment.transform
     # An incomplete batch is dropped: batch norm can't compute the deviation of a single image.
     loader = dataset.batches(train_set, experiment.batch_size, shuffle=True, drop_last=True)
     if len(loader) == 0:
-        raise ValueError(f"{len(train_set):,} training images do not fill a batch of {experiment.batch_size}")
+        raise UserError(f"{len(train_set):,} training images do not fill a batch of {experiment.batch_size}")
     model = experiment.model(**experiment.options).to(experiment.device)
-    momentum = {"momentum": experiment.momentum} if experiment.optimizer is torch.optim.SGD else {}
     optimizer = experiment.optimizer(
-        model.parameters(), lr=experiment.learning_rate, weight_decay=experiment.weight_decay, **momentum
+        model.parameters(), lr=experiment.learning_rate, **experiment.optimizer_options
     )
     # The learning rate rises for 30% of the steps, then falls to almost 0: large steps
     # first, fine tuning last (Smith, Topin 2018, "Super-Convergence").
@@ -135,207 +153,512 @@ def build(experiment, train_set):
     return loader, model, optimizer, scheduler
 
 
-def run_training(name, experiment, seed, train_set, test_set, digits, folder):
-    """Train one experiment with one seed. Each finished epoch adds a line to <name>-seed<seed>.csv in the
-    folder; at the end, the weights go to <name>-seed<seed>.pt, the outputs to <name>-seed<seed>.npz."""
-    device, criterion = experiment.device, nn.CrossEntropyLoss()
-    torch.manual_seed(seed)  # decides initial weights, order of images, dropout, augmentation
-    train_loader, model, optimizer, scheduler = build(experiment, train_set)
-    test_loader = dataset.batches(test_set, 1000)  # without gradients, larger batches fit and are faster
-    plain_images = train_set.subset(slice(10_000))
-    plain_loader = dataset.batches(plain_images, min(experiment.batch_size, 1000), drop_last=True)
+@dataclass(frozen=True)
+class Training:
+    """One experiment with one seed, and all that its process needs to know."""
 
-    path = Path(folder) / f"{name}-seed{seed}"
-    with open(f"{path}.csv", "x", buffering=1) as file:
-        print(*plot.COLUMNS, sep=",", file=file)
-        for epoch in range(1, experiment.epochs + 1):
-            start = time.perf_counter()
-            training = train(model, train_loader, device, criterion, optimizer, scheduler)
-            # Batch norm has averaged the last, augmented batches. Averages of many unaugmented
-            # images fit the validation images better. (Does nothing without batch norm.)
-            update_bn(plain_loader, model, device)
-            validation = test(model, test_loader, device, criterion)
-            stats = (epoch, *training, *validation, time.perf_counter() - start, scheduler.get_last_lr()[0])
-            print(*(f"{value:.6g}" for value in stats), sep=",", file=file)
-            say(plot.progress(name, seed, experiment.epochs, stats))
-    save_model(path, model, test_loader, digits, device)
+    name: str  # of the experiment
+    experiment: Experiment
+    seed: int
+    train_set: dataset.MNIST
+    test_set: dataset.MNIST
+    digits: dict  # see dataset.read_digits
+    folder: Path  # of the run
+
+    def path(self, ending):
+        """Return the path of one of its files."""
+        return self.folder / f"{self.name}-seed{self.seed}{ending}"
 
 
-def save_model(path, model, test_loader, digits, device):
-    """Write the weights to <path>.pt, and the outputs to <path>.npz: logits (N, 10) and labels (N,) of
-    the validation images, the misclassified ones, digit_logits (M, 10) of the pictures in DIGITS_DIR."""
-    logits, labels = (outputs.cpu() for outputs in predict(model, test_loader, device))
-    mistakes = test_loader.dataset.images.cpu()[logits.argmax(dim=1) != labels]
-    arrays = {"logits": logits, "labels": labels, "mistakes": mistakes}
-    model.cpu()
-    if digits:
-        images = dataset.normalize(torch.from_numpy(digits["images"]))
-        arrays["digit_logits"], _ = predict(model, [(images, images)], "cpu")
-    plot.write_whole(f"{path}.pt", lambda file: torch.save(model.state_dict(), file))
-    plot.write_whole(f"{path}.npz", lambda file: np.savez(file, **arrays))
+def run_training(training):
+    """Train one experiment with one seed. Each finished epoch adds a row to <name>-seed<seed>.csv and
+    saves the weights in <name>-seed<seed>.pt; at the end, the outputs go to <name>-seed<seed>.npz."""
+    experiment = training.experiment
+    device = experiment.device
+    torch.manual_seed(training.seed)  # decides initial weights, order of images, dropout, augmentation
+    train_loader, model, optimizer, scheduler = build(experiment, training.train_set)
+    test_loader = dataset.batches(training.test_set, 1000)  # without gradients, larger batches are faster
+    rates = []  # the learning rate of every step, for its picture
+    optimizer.register_step_pre_hook(lambda *_: rates.append(scheduler.get_last_lr()[0]))
+
+    for epoch in range(1, experiment.epochs + 1):
+        start = time.perf_counter()
+        train_loss, train_accuracy = train(model, train_loader, device, experiment.loss, optimizer, scheduler)
+        refresh_batch_norm(model, training.train_set, experiment)
+        val_loss, val_accuracy = test(model, test_loader, device, nn.CrossEntropyLoss())
+        figures = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "seconds": time.perf_counter() - start,
+            "learning_rate": scheduler.get_last_lr()[0],
+        }
+        add_row(training.path(".csv"), figures)
+        save_weights(training.path(".pt"), model)
+        say(plot.progress(training.name, training.seed, experiment.epochs, figures))
+    save_outputs(training, model, test_loader, rates)
+    save_layers(training, model)
 
 
-def run_trainings(trainings, workers, *shared):
-    """Run all trainings, (name, experiment, seed) each; shared are the other arguments of `run_training`.
-    Return whether all finished. With one worker, they run here, one after the other; with more, each in
-    its own process, which writes its own files. If one fails or dies, the others go on."""
+def refresh_batch_norm(model, train_set, experiment):
+    """Average the activations of 10,000 training images anew, if the model has batch norm.
+
+    During training, batch norm has averaged the last, augmented batches. Averages of many
+    unaugmented images fit the validation images better.
+    """
+    images = train_set.subset(slice(10_000))
+    batch_size = min(experiment.batch_size, 1000)
+    update_bn(dataset.batches(images, batch_size, drop_last=True), model, experiment.device)
+
+
+@torch.no_grad()
+def predict(model, loader, device):
+    """Return the logits (N, 10) of all images, with dropout off."""
+    model.eval()
+    logits = []
+    for images, _ in loader:
+        logits.append(model(images.to(device)).cpu())
+    return torch.cat(logits)
+
+
+def add_row(path, figures):
+    """Add a row to a CSV file. A new file begins with the names of the columns."""
+    is_new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, figures, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow({name: f"{value:.6g}" for name, value in figures.items()})
+
+
+def save_whole(path, write):
+    """Write a file so that it is there whole or not at all: `write` receives the open file."""
+    unfinished = Path(f"{path}.part")
+    try:
+        with open(unfinished, "wb") as file:
+            write(file)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def save_weights(path, model):
+    """Write the weights of a model in place of those of the epoch before."""
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    save_whole(path, lambda file: torch.save(weights, file))
+
+
+def save_outputs(training, model, test_loader, learning_rates):
+    """Write what the pictures show of a training: logits (N, 10) and labels (N,) of the validation images,
+    the misclassified images, the learning rate of each step, digit_logits (M, 10) of one's own digits."""
+    device = training.experiment.device
+    logits = predict(model, test_loader, device)
+    labels = training.test_set.labels
+    arrays = {
+        "logits": logits,
+        "labels": labels,
+        "mistakes": training.test_set.images[logits.argmax(dim=1) != labels],
+        "learning_rates": np.array(learning_rates, dtype=np.float32),
+    }
+    if training.digits:
+        images = dataset.normalize(torch.from_numpy(training.digits["images"]))
+        arrays["digit_logits"] = predict(model, [(images, None)], device)
+    save_whole(training.path(".npz"), lambda file: np.savez(file, **arrays))
+
+
+@torch.no_grad()
+def trace(model, image):
+    """Send one image (1, 1, 28, 28) through a model, with dropout off. Return the logits (1, 10) and a dict
+    for each layer, in the order of use: its name, kind, number of parameters, the shape of its output
+    without the batch, the module and the values of its output."""
+    layers = []
+    hooks = []
+    for name, module in model.named_modules():
+        is_leaf = not list(module.children())
+        if is_leaf or list(module.parameters(recurse=False)):
+            hooks.append(module.register_forward_hook(partial(note_layer, layers, name)))
+    model.eval()
+    logits = model(image)
+    for hook in hooks:
+        hook.remove()
+    return logits, layers
+
+
+def note_layer(layers, name, module, inputs, output):
+    """Add a layer to a list when an image has passed through it. A hook, see `trace`."""
+    if not isinstance(output, torch.Tensor):
+        return
+    parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    if any(layer["module"] is module for layer in layers):
+        parameters = 0  # counted where the layer is used first
+    layers.append(
+        {
+            "name": name or "(model)",
+            "kind": type(module).__name__,
+            "output": list(output.shape[1:]),
+            "parameters": parameters,
+            "module": module,
+            "values": output,
+        }
+    )
+
+
+@torch.no_grad()
+def save_layers(training, model):
+    """Write what the layers with weights make of one digit, the first of one's own or else the first
+    validation image: maps (C, H, W) or numbers (N,). The first convolution's filters are beside its maps."""
+    images = training.test_set.images
+    if training.digits:
+        images = torch.from_numpy(training.digits["images"])
+    logits, layers = trace(model, dataset.normalize(images[:1]).to(training.experiment.device))
+    arrays = {"input": images[:1]}
+    for layer in layers:
+        weights = getattr(layer["module"], "weight", None)
+        values = layer["values"][0].cpu()
+        if weights is None or weights.dim() < 2 or values.dim() not in (1, 3):
+            continue
+        if len(arrays) == 1 and weights.dim() == 4:
+            arrays["filters"] = weights[:, 0].cpu()
+        name = f"layer {layer['name']}"
+        while name in arrays:  # used more than once
+            name += "'"
+        arrays[name] = values
+    arrays["probabilities"] = logits[0].softmax(dim=0).cpu()
+    save_whole(training.path(".layers.npz"), lambda file: np.savez(file, **arrays))
+
+
+def run_trainings(trainings, workers):
+    """Run all trainings and return whether all finished.
+
+    With one worker, they run here, one after the other. With more, each runs in a process of its
+    own, which writes its own files. If one fails or dies, the others go on.
+    """
     if workers == 1:
-        return all([attempt(*training, *shared) for training in trainings])  # a list: one failure stops none
+        finished = [attempt(training) for training in trainings]
+        return all(finished)
     # A fork starts at once, with everything loaded. It would lose the threads that torch keeps
     # for a GPU; there, and where forks are not safe, a new interpreter loads all again.
-    forks = sys.platform == "linux" and not torch.accelerator.is_available()
+    forks = sys.platform == "linux" and available_devices() == ["cpu"]
     context = multiprocessing.get_context("fork" if forks else "spawn")
     gc.freeze()  # else the garbage collector of each process would copy what they share
-    waiting, running, finished = list(trainings), {}, True
+    waiting = list(trainings)
+    running = {}  # the process and the training of each sentinel
+    all_finished = True
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 training = waiting.pop(0)
-                process = context.Process(target=run_in_process, args=(*training, *shared), daemon=True)
-                process.start()
+                process = context.Process(target=run_in_process, args=(training,), daemon=True)
+                start_process(process)
                 running[process.sentinel] = process, training
             for sentinel in multiprocessing.connection.wait(running):
-                process, (name, _, seed) = running.pop(sentinel)
+                process, training = running.pop(sentinel)
                 process.join()
-                finished = finished and process.exitcode == 0
-                if process.exitcode not in (0, 1):  # 1: the process has said why
-                    say(f"error: {name}, seed {seed}: its process died, code {process.exitcode}", sys.stderr)
+                if process.exitcode != 0:
+                    all_finished = False
+                if process.exitcode not in (0, FAILED):
+                    code = process.exitcode
+                    say(
+                        f"error: {training.name}, seed {training.seed}: its process died, code {code}",
+                        sys.stderr,
+                    )
     finally:
         for process, _ in running.values():
             process.kill()
             process.join()
-    return finished
+    return all_finished
 
 
-def run_in_process(*training):
-    """Run one training in a process of its own, which ends when its parent does, even if killed."""
+FAILED = 1  # the exit code of a training that has said why it failed
+
+
+def start_process(process):
+    """Start a process. Ctrl-C or SIGTERM have to wait until it has started, or it could not be ended."""
+    received = []
+    handlers = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handlers[number] = signal.signal(number, lambda number, frame: received.append(number))
+    process.start()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for number in received:
+        signal.raise_signal(number)
+
+
+def run_in_process(training):
+    """Run a training in a process of its own, which ends when its parent does, even if killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
-    os._exit(0 if attempt(*training) else 1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    sys.exit(0 if attempt(training) else FAILED)
 
 
-def attempt(name, experiment, seed, *shared):
+def end_with_parent():
+    """Wait until the parent process has ended, then end this one."""
+    multiprocessing.parent_process().join()
+    os._exit(FAILED)
+
+
+def attempt(training):
     """Run a training. Return whether it finished; say why if it did not."""
     try:
-        run_training(name, experiment, seed, *shared)
+        run_training(training)
         return True
     except Exception as error:  # a user's own model may raise anything
-        say(f"error: {name}, seed {seed}: {describe(error)}", sys.stderr)
+        say(f"error: {training.name}, seed {training.seed}: {describe(error)}", sys.stderr)
         return False
 
 
 def describe(error):
-    """Return an error as one line, with the line of the user's own code that led to it."""
+    """Return an error as one line. If its message was not written for the person at the shell, add its
+    type and the line of the project's code that led to it."""
     text = " ".join(str(error).split())
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename).parent == Path(__file__).parent][-1]
-    if isinstance(error, OSError) or (own is frames[-1] and own.line.startswith("raise")):
-        return text  # the message was written for the user
-    return f"{type(error).__name__}: {text} ({Path(own.filename).name}, line {own.lineno}: {own.line})"
+    if isinstance(error, (OSError, UserError, dataset.DataError, plot.RunError)):
+        return text
+    project = Path(__file__).parent
+    own_lines = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).parent == project:
+            own_lines.append(f"{Path(frame.filename).name}, line {frame.lineno}: {frame.line}")
+    return f"{type(error).__name__}: {text} ({own_lines[-1]})"
+
+
+lost_lines = []  # what could not be printed
 
 
 def say(text, file=None):
     """Print a line at once. A closed pipe or a full disk costs the lines, not the training."""
+    file = file or sys.stdout
     try:
-        print(f"{text}\n", end="", file=file or sys.stdout, flush=True)  # one write keeps lines whole
-    except (OSError, UnicodeError):
-        sys.stdout = sys.stdout if file else None  # print() now does nothing
+        print(f"{text}\n", end="", file=file, flush=True)  # one write keeps lines whole
+    except (OSError, ValueError):
+        lost_lines.append(text)
+        # What is still buffered must not fail again when the program ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
 
 
-def rehearse(train_set):
-    """Train each experiment on a few batches, so that mistakes show before the real work: raise
-    ValueError that names the experiment. Return {name: parameters} and {name: relative duration}."""
-    parameters, durations = {}, {}
-    for name, experiment in EXPERIMENTS.items():
-        try:
-            few = train_set.subset(slice(3 * experiment.batch_size))
-            for _ in range(2):  # the first time takes longer
-                loader, model, *rest = build(experiment, few)
-                start = time.perf_counter()
-                train(model, loader, experiment.device, nn.CrossEntropyLoss(), *rest)
-                durations[name] = (time.perf_counter() - start) * experiment.epochs / len(few)
-            logits, _ = predict(model, [few[:1]], experiment.device)
-            if logits.shape != (1, 10):
-                raise ValueError(f"the model must return logits (1, 10) for an image, not {(*logits.shape,)}")
-            parameters[name] = sum(parameter.numel() for parameter in model.parameters())
-        except Exception as error:
-            raise ValueError(f"EXPERIMENTS[{name!r}] in main.py: {describe(error)}") from error
-    return parameters, durations
+def usable_cores():
+    """Return how many cores this process may use: those that it is bound to, or fewer if it runs in a
+    container with a quota."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    limits = Path("/sys/fs/cgroup/cpu.max")  # such as "150000 100000": 1.5 cores; or "max 100000"
+    if limits.exists():
+        quota, period = limits.read_text(encoding="utf-8").split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def available_devices():
+    """Return the names of the devices on which this machine can train."""
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices.append("cuda")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return devices
 
 
 def check_constants():
-    """Raise ValueError, naming the constant and what is allowed, if one can't be used."""
-    whole = lambda value, least: isinstance(value, int) and least <= value < 2**63  # noqa: E731
-    devices = {"cpu", str(torch.accelerator.current_accelerator(check_available=True) or "cpu")}
-    are_seeds = isinstance(SEEDS, (tuple, list, range)) and all(whole(seed, 0) for seed in SEEDS)
-    rules = {
-        "EPOCHS": (whole(EPOCHS, 1), "a whole number from 1"),
-        "BATCH_SIZE": (whole(BATCH_SIZE, 1), "a whole number from 1"),
-        "MOMENTUM": (isinstance(MOMENTUM, (int, float)) and 0 <= MOMENTUM < 1, "a number from 0 to below 1"),
-        "SEEDS": (are_seeds and 0 < len(SEEDS) == len({*SEEDS}), "distinct whole numbers, such as (0, 1, 2)"),
-        "DEVICE": (DEVICE in devices, f"one of {sorted(devices)} on this machine"),
-        "VALIDATION_IMAGES": (whole(VALIDATION_IMAGES, 0), "a whole number from 0"),
-        "WORKERS": (WORKERS is None or whole(WORKERS, 1), "None or a whole number from 1"),
-        "BASELINE": (isinstance(BASELINE, str), "the name of an experiment"),
-        "EXPERIMENTS": (isinstance(EXPERIMENTS, dict) and EXPERIMENTS, "a table of at least one row"),
-    }
-    for constant in ("DATA_DIR", "RESULTS_DIR", "DIGITS_DIR"):
-        rules[constant] = isinstance(globals()[constant], (str, Path)), "the path of a folder"
-    for constant, (allowed, rule) in rules.items():
-        if not allowed:
-            raise ValueError(f"{constant} = {globals()[constant]!r} in main.py must be {rule}")
-    taken = [str(name).casefold() for name in (*plot.PICTURES, *EXPERIMENTS)]
+    """Raise UserError for a constant that would otherwise fail late, silently or in words that nobody
+    understands. Whether a row can be trained shows when it is rehearsed."""
+    if not isinstance(SEEDS, (tuple, list, range)) or len(SEEDS) == 0:
+        raise UserError(f"{SEEDS = } in main.py must be a tuple of whole numbers, such as (0, 1, 2)")
+    for seed in SEEDS:
+        if not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise UserError(f"{SEEDS = } in main.py: {seed!r} must be a whole number from 0")
+    if len(set(SEEDS)) < len(SEEDS):
+        raise UserError(f"{SEEDS = } in main.py: each seed can be trained once")
+    if not isinstance(EPOCHS, int) or EPOCHS < 1:
+        raise UserError(f"{EPOCHS = } in main.py must be a whole number from 1")
+    if not isinstance(MOMENTUM, (int, float)) or not 0 <= MOMENTUM < 1:
+        raise UserError(f"{MOMENTUM = } in main.py must be a number from 0 to below 1")
+    if DEVICE not in available_devices():
+        raise UserError(f"{DEVICE = } in main.py must be one of {available_devices()} on this machine")
+    if not isinstance(VALIDATION_IMAGES, int) or VALIDATION_IMAGES < 0:
+        raise UserError(f"{VALIDATION_IMAGES = } in main.py must be a whole number from 0")
+    if WORKERS is not None and (not isinstance(WORKERS, int) or WORKERS < 1):
+        raise UserError(f"{WORKERS = } in main.py must be None or a whole number from 1")
+    if not isinstance(EXPERIMENTS, dict) or not EXPERIMENTS:
+        raise UserError(f"{EXPERIMENTS = } in main.py must be a table of at least one row")
+    check_names()
+
+
+def check_names():
+    """Raise UserError for a name of an experiment that can't be the name of its files."""
+    taken = set(plot.PICTURES)
     for name in EXPERIMENTS:
-        # what every file system takes: no control characters, and not too many bytes
-        fits = isinstance(name, str) and name.isprintable() and not {*name} & {*'/\\:*?"<>|'}
-        if not fits or not 0 < len(name.encode()) <= 200 or taken.count(name.casefold()) > 1:
-            raise ValueError(f"EXPERIMENTS[{name!r}] in main.py: files need a different or shorter name")
+        row = f"EXPERIMENTS[{name!r}] in main.py"
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise UserError(f"{row}: the name must be a text without control characters")
+        for character in '/\\:*?"<>|':
+            if character in name:
+                raise UserError(f"{row}: the name of a file can't contain {character}")
+        if len(name.encode()) > 200:
+            raise UserError(f"{row}: the name is too long for a file")
+        if name.casefold() in taken:
+            raise UserError(f"{row}: another experiment or a picture of the run has this name")
+        taken.add(name.casefold())
 
 
-def start_run(data, parameters, digits):
-    """Make and return a new folder in RESULTS_DIR, with settings.json and my_digits.npz."""
-    Path(RESULTS_DIR).mkdir(parents=True, exist_ok=True)
-    folder = Path(RESULTS_DIR) / time.strftime("%Y-%m-%d_%H-%M-%S")
-    try:
-        folder.mkdir()
-    except FileExistsError:  # another run started in the same second
-        time.sleep(1)
-        return start_run(data, parameters, digits)
-    versions = {"python": sys.version.split()[0], "torch": torch.__version__}
+def rehearse(train_set):
+    """Train each experiment on a few batches, so that mistakes show before the real work.
+
+    Returns {name: what it has learned of the experiment}, see `rehearse_experiment`. Raises
+    UserError, which names the row, if an experiment can't be trained.
+    """
+    rehearsed = {}
+    for name, experiment in EXPERIMENTS.items():
+        try:
+            rehearsed[name] = rehearse_experiment(experiment, train_set)
+        except Exception as error:
+            raise UserError(f"EXPERIMENTS[{name!r}] in main.py: {describe(error)}") from error
+        if rehearsed[name]["ends_in_softmax"]:
+            say(
+                f"warning: EXPERIMENTS[{name!r}] in main.py: the model ends in a softmax, and the loss "
+                "applies another one. It learns better without its own.",
+                sys.stderr,
+            )
+    return rehearsed
+
+
+def rehearse_experiment(experiment, train_set):
+    """Return a dict: the number of `parameters`, the `layers`, roughly how many `seconds` a training
+    takes, and whether the model `ends_in_softmax`."""
+    few = train_set.subset(slice(10 * experiment.batch_size))
+    for _ in range(2):  # the first time takes longer
+        loader, model, optimizer, scheduler = build(experiment, few)
+        start = time.perf_counter()
+        train(model, loader, experiment.device, experiment.loss, optimizer, scheduler)
+        seconds = time.perf_counter() - start
+    image, _ = few[:1]
+    logits, layers = trace(model, image.to(experiment.device))
+    if logits.shape != (1, 10):
+        raise UserError(f"the model must return logits (1, 10) for an image, not {tuple(logits.shape)}")
+    for layer in layers:
+        del layer["module"], layer["values"]
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": layers,
+        "seconds": seconds / len(few) * len(train_set) * experiment.epochs,
+        "ends_in_softmax": logits.min() >= 0 and abs(logits.sum() - 1) < 1e-4,
+    }
+
+
+def start_run(data, digits, code, train_set, rehearsed):
+    """Make and return the folder of a new run, with settings.json, a copy of the code, images.npz and
+    my_digits.npz."""
+    folder = make_folder(Path(RESULTS_DIR))
     settings = {name: value for name, value in globals().items() if name.isupper()}
-    settings |= {"SEEDS": list(SEEDS), "EXPERIMENTS": {name: vars(row) for name, row in EXPERIMENTS.items()}}
-    settings |= {"data": data, "parameters": parameters, "versions": versions}
-    text = json.dumps(settings, indent=2, default=lambda value: getattr(value, "__name__", str(value)))
-    plot.write_whole(folder / "settings.json", lambda file: file.write(text.encode()))
+    settings["SEEDS"] = list(SEEDS)
+    settings["EXPERIMENTS"] = {name: vars(experiment) for name, experiment in EXPERIMENTS.items()}
+    settings["date"] = time.strftime("%Y-%m-%d %H:%M:%S")
+    settings["data"] = data
+    settings["parameters"] = {name: facts["parameters"] for name, facts in rehearsed.items()}
+    settings["layers"] = {name: facts["layers"] for name, facts in rehearsed.items()}
+    settings["versions"] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+    text = json.dumps(settings, indent=2, default=as_json)
+    save_whole(folder / "settings.json", lambda file: file.write(text.encode()))
+    (folder / "code").mkdir()
+    for name, source in code.items():
+        (folder / "code" / name).write_bytes(source)
+    images = sample_images(train_set)
+    save_whole(folder / "images.npz", lambda file: np.savez(file, **images))
     if digits:
-        plot.write_whole(folder / "my_digits.npz", lambda file: np.savez(file, **digits))
+        save_whole(folder / "my_digits.npz", lambda file: np.savez(file, **digits))
     return folder
+
+
+def make_folder(results_dir):
+    """Make and return the folder of a new run, named by the next number."""
+    results_dir.mkdir(parents=True, exist_ok=True)
+    numbers = [int(path.name) for path in results_dir.iterdir() if path.name.isdecimal()]
+    number = max(numbers, default=0) + 1
+    while True:
+        folder = results_dir / str(number)
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:  # another run has just taken this number
+            number += 1
+
+
+def as_json(value):
+    """Return what JSON has no form for: a class or function as its name, an object as a dict of its class
+    and its public attributes, anything else as a text."""
+    if isinstance(value, partial):
+        return {"class": value.func.__name__, **value.keywords}
+    if hasattr(value, "__name__"):
+        return value.__name__
+    attributes = {}
+    for name, attribute in getattr(value, "__dict__", {}).items():
+        if not name.startswith("_"):
+            attributes[name] = attribute
+    if attributes:
+        return {"class": type(value).__name__, **attributes}
+    return str(value)
+
+
+def sample_images(train_set):
+    """Return a dict of arrays: eight `originals`, uint8 (8, 28, 28), the `names` (E,) of experiments with a
+    transform, and random `versions` (E, 4, 8, 28, 28) of the originals that it makes."""
+    originals = train_set.subset(slice(8))
+    images, _ = originals[:]
+    torch.manual_seed(0)
+    names = []
+    versions = []
+    for name, experiment in EXPERIMENTS.items():
+        if experiment.transform is not None:
+            names.append(name)
+            transformed = [experiment.transform(images) for _ in range(4)]
+            versions.append(dataset.denormalize(torch.stack(transformed)).numpy())
+    return {
+        "originals": originals.images,
+        "names": np.array(names, dtype=str),
+        "versions": np.array(versions),
+    }
 
 
 def main():
     """Train every experiment with every seed, then plot. Return the exit code: 0, 1 if a training
     or a plot failed, 2 if the run could not start, 130 if interrupted."""
-    cores = torch.get_num_threads()
     # In models this small, threads mostly wait for each other; their number would change the last digits.
     torch.set_num_threads(1)
+    code = {path.name: path.read_bytes() for path in Path(__file__).parent.glob("*.py")}
     try:
         check_constants()
+        say(f"Reading the images in {DATA_DIR} ...")
         train_set, test_set, data = dataset.load_data(DATA_DIR, VALIDATION_IMAGES)
         digits = dataset.read_digits(DIGITS_DIR)
-        parameters, durations = rehearse(train_set)
-        folder = start_run(data, parameters, digits)
+        rehearsed = rehearse(train_set)
+        folder = start_run(data, digits, code, train_set, rehearsed)
     except (OSError, TypeError, ValueError) as error:
         say(f"error: {describe(error)}", sys.stderr)
         return 2
-    trainings = [(name, experiment, seed) for name, experiment in EXPERIMENTS.items() for seed in SEEDS]
-    trainings.sort(key=lambda training: -durations[training[0]])  # longest first: none runs alone at the end
-    workers = min(len(trainings), WORKERS or (cores if DEVICE == "cpu" else 1))
-    say(f"{data['description']}, results in {folder}\n{len(trainings)} trainings, {workers} at a time")
+    trainings = []
+    for name, experiment in EXPERIMENTS.items():
+        for seed in SEEDS:
+            trainings.append(Training(name, experiment, seed, train_set, test_set, digits, folder))
+    # longest first, so that none runs alone at the end
+    trainings.sort(key=lambda training: rehearsed[training.name]["seconds"], reverse=True)
+    on_cpu = all(experiment.device == "cpu" for experiment in EXPERIMENTS.values())
+    workers = min(len(trainings), WORKERS or (usable_cores() if on_cpu else 1))
+    durations = [rehearsed[training.name]["seconds"] for training in trainings]
+    seconds = max(max(durations), sum(durations) / workers)
+    say(plot.opening(data, folder, rehearsed, len(trainings), workers, seconds))
     try:
-        exit_code = 0 if run_trainings(trainings, workers, train_set, test_set, digits, folder) else 1
+        exit_code = 0 if run_trainings(trainings, workers) else 1
     except KeyboardInterrupt:
         say(f"interrupted; the finished epochs are in {folder}", sys.stderr)
         exit_code = 130
@@ -343,11 +666,12 @@ def main():
         say(f"error: {describe(error)}", sys.stderr)
         exit_code = 1
     try:
-        say(plot.save_plots(plot.read_run(folder)))
-        if sys.stdout is None:
-            raise OSError(f"standard output is closed or full; the results are in {folder}")
-    except (OSError, ValueError) as error:
+        say(plot.draw_run(folder))
+    except (OSError, plot.RunError) as error:
         say(f"error: {describe(error)}", sys.stderr)
+        exit_code = exit_code or 1
+    if lost_lines:
+        say(f"error: standard output is closed or full; the results are in {folder}", sys.stderr)
         exit_code = exit_code or 1
     return exit_code
 
@@ -364,7 +688,9 @@ if __name__ == "__main__":
         sys.stdout.reconfigure(errors="replace")  # a terminal without "±" still gets its table
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+    if len(sys.argv) > 1:
+        sys.exit(__doc__)
     try:
-        sys.exit(main() if len(sys.argv) == 1 else __doc__)
+        sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)

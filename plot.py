@@ -1,210 +1,650 @@
-"""Draw and tabulate the results in the folder of a run.
+"""Draw and tabulate what a run has left in its folder.
 
-    python plot.py                        the newest run in results/, again
-    python plot.py results/A              that run
-    python plot.py results/A results/B    both in one picture and one table: what did my edit do?
+python plot.py        draw the newest run in results/ again
+python plot.py 3      draw run 3, the folder results/3, again
+python plot.py 3 5    what changed from run 3 to run 5, and what did it do?
 """
 
+import ast
+import difflib
 import json
 import math
+import os
+import re
 import sys
 import textwrap
-from dataclasses import dataclass
+from contextlib import contextmanager
+from csv import DictReader
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-# What a CSV holds for each epoch, and the headings of its losses and accuracies.
-COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "learning_rate")
-HEADINGS = {name: name.replace("train_", "training ").replace("val_", "validation ") for name in COLUMNS[1:5]}
-
-# The pictures of a whole run. No experiment can have one of these names.
-PICTURES = ("comparison", "mistakes", "confusion", "filters", "my_digits")
+# The figures of an epoch: their columns in a CSV, and what tables and axes call them.
+HEADINGS = {
+    "train_loss": "training loss",
+    "train_accuracy": "training accuracy",
+    "val_loss": "validation loss",
+    "val_accuracy": "validation accuracy",
+}
 
 # Okabe and Ito's palette without its yellow: colour-blind people can tell these apart, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-LINE_STYLES = ("-", "--", ":", "-.")
-MARKERS = ("o", "^", "s", "x", "v", "d")
-ACCURACY_TICKS = (10, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100)  # in %, where the curves come near
+MARKERS = ("o", "^", "s", "x", "v", "d")  # further curves of the same colour
+
+LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
+WIDTH = 100  # of the screen, in characters
 
 
-@dataclass(eq=False)
+class RunError(ValueError):
+    """Says what is wrong with the files of a run, in words for the person at the shell."""
+
+
+# The files of a run -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class Run:
-    """The files of a run, each read once. Losses are averages per image, accuracies fractions."""
+    """What the files of a run hold, each read once. Losses are averages per image, accuracies fractions."""
 
     folder: Path
-    letter: str  # its name in a comparison
     settings: dict  # settings.json
-    stats: dict  # {experiment: {seed: {column: array with a number per epoch}}}
-    outputs: dict  # {experiment: {seed: the arrays of its .npz, and the answers}}, if finished
-    first: dict  # {"experiment, seed k": its outputs}, for the first finished seed of each
-    filters: dict  # {"experiment, seed k": weights of its first layer}
-    digits: dict  # the arrays of my_digits.npz
-    seeds: int = 1  # the largest number of seeds of an experiment
-    data: str = "unknown data"
-    heading: str = ""  # of its pictures
+    stats: dict  # {experiment: {seed: {column: an array with a number per epoch}}}
+    outputs: dict  # {experiment: {seed: {name: array}}}, of trainings that have finished
+    layers: dict  # {experiment: {name: array}}, of the first seed that has finished
+    images: dict  # {name: array}, of images.npz
+    digits: dict  # {name: array}, of my_digits.npz
+    code: dict  # {module: its source}
+    before: "Run | None" = None  # the run to compare it with
+
+    @property
+    def data(self):
+        """What it was trained and validated on, as a text."""
+        return self.settings["data"].get("description", "unknown data")
+
+    @property
+    def seeds(self):
+        """The largest number of seeds of an experiment."""
+        return max((len(seeds) for seeds in self.stats.values()), default=1)
+
+    @property
+    def heading(self):
+        """What stands above its curves."""
+        if self.seeds > 1:
+            return f"{self.data}, mean and range of {self.seeds} seeds"
+        return self.data
 
 
-def read_run(folder, letter="A"):
+def read_run(folder, before=None):
     """Return the Run in a folder, its experiments in the order of settings.json. Trainings without a
-    finished epoch are left out. Raises ValueError that names a damaged file."""
-    run = Run(Path(folder), letter, {}, {}, {}, {}, {}, {})
+    finished epoch are left out. Raises RunError that names a damaged file."""
+    folder = Path(folder)
+    settings = read_settings(folder)
+    stats = read_stats(folder, settings["EXPERIMENTS"])
+    outputs = read_outputs(folder, stats)
+    return Run(
+        folder=folder,
+        settings=settings,
+        stats=stats,
+        outputs=outputs,
+        layers=read_layers(folder, outputs),
+        images=read_arrays(folder / "images.npz"),
+        digits=read_arrays(folder / "my_digits.npz"),
+        code=read_code(folder / "code"),
+        before=before,
+    )
+
+
+@contextmanager
+def naming(path):
+    """Turn whatever goes wrong while a file is read into a RunError that names it."""
     try:
-        path = run.folder / "settings.json"
-        run.settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for name, kind in {"EXPERIMENTS": dict, "SEEDS": list, "data": dict, "parameters": dict}.items():
-            run.settings[name] = kind(run.settings.get(name, ()))  # an error if it is of another kind
-        run.data = run.settings["data"] = run.settings["data"].get("description", run.data)
-        stats = {name: {} for name, row in run.settings["EXPERIMENTS"].items() if dict(row)}
-        for path in sorted(run.folder.glob("*-seed*.csv")):
-            name, _, seed = path.stem.rpartition("-seed")
-            if seed.isdecimal() and (values := read_csv(path)):  # other files do not belong to the run
-                stats.setdefault(name, {})[int(seed)] = values
-        run.stats = {name: dict(sorted(seeds.items())) for name, seeds in stats.items() if seeds}
-        run.seeds = max(map(len, run.stats.values()), default=1)
-        run.heading = run.data + f", mean and range of {run.seeds} seeds" * (run.seeds > 1)
-        for name, seed in [(name, seed) for name, seeds in run.stats.items() for seed in seeds]:
-            path = run.folder / f"{name}-seed{seed}.npz"
-            if path.exists():
-                arrays = dict(np.load(path))
-                arrays["answers"] = arrays["logits"].argmax(axis=1)
-                if name not in run.outputs:  # the pictures show one seed
-                    run.first[f"{name}, seed {seed}"] = arrays
-                    layers = torch.load(path := path.with_suffix(".pt"), weights_only=True).values()
-                    weights = next((layer.numpy() for layer in layers if layer.dim() > 1), np.empty(0))
-                    run.filters[f"{name}, seed {seed}"] = weights
-                run.outputs.setdefault(name, {})[seed] = arrays
-        path = run.folder / "my_digits.npz"
-        run.digits = dict(np.load(path)) if path.exists() else {}
-    except Exception as error:  # json, numpy, zipfile and torch raise many kinds
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
-    return run
+        yield
+    except Exception as error:  # json, numpy and zipfile raise many kinds
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path} is damaged: {reason[:200]}") from error
+
+
+def read_settings(folder):
+    """Return the settings of a run, with an empty value for what earlier versions did not write."""
+    settings = {"EXPERIMENTS": {}, "SEEDS": [], "data": {}, "parameters": {}, "layers": {}}
+    path = folder / "settings.json"
+    if not path.exists():
+        return settings
+    with naming(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for name, empty in settings.items():
+            if not isinstance(found.get(name, empty), type(empty)):
+                raise TypeError(f"{name} must be a {type(empty).__name__}")
+        for name, row in found.get("EXPERIMENTS", {}).items():
+            if not isinstance(row, dict):
+                raise TypeError(f"EXPERIMENTS[{name!r}] must be a dict")
+        return settings | found
+
+
+def read_stats(folder, names):
+    """Return {experiment: {seed: {column: array}}}, first the experiments with these names, in order."""
+    stats = {name: {} for name in names}
+    for path in sorted(folder.glob("*-seed*.csv")):
+        name, _, seed = path.stem.rpartition("-seed")
+        if not seed.isdecimal():  # not a file of a run
+            continue
+        columns = read_csv(path)
+        if columns:
+            stats.setdefault(name, {})[int(seed)] = columns
+    for name, seeds in stats.items():
+        stats[name] = dict(sorted(seeds.items()))
+    return {name: seeds for name, seeds in stats.items() if seeds}
 
 
 def read_csv(path):
-    """Return {column: array}, or {} if no epoch was finished."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    # A run that was killed may have left half a line at the end.
-    header, *rows = text[: text.rfind("\n") + 1].splitlines() or [""]
-    if header not in ("", ",".join(COLUMNS)):
-        raise ValueError(f"the first line must be {','.join(COLUMNS)}")
-    if not rows:
+    """Return {column: an array with a number per epoch}, or {} if no epoch was finished."""
+    with naming(path):
+        text = path.read_text(encoding="utf-8")
+        # A run that was killed may have left half a line at the end.
+        whole_lines = text[: text.rfind("\n") + 1].splitlines()
+        rows = list(DictReader(whole_lines))
+        if not rows:
+            return {}
+        if "epoch" not in rows[0]:
+            raise ValueError("it has no column epoch")
+        columns = {}
+        for name in rows[0]:
+            columns[name] = np.array([float(row[name]) for row in rows])
+            if not np.isfinite(columns[name]).all():
+                raise ValueError(f"{name} holds a number that is not finite")
+        return columns
+
+
+def read_arrays(path):
+    """Return {name: array}, the content of an npz file, or {} if there is none."""
+    if not path.exists():
         return {}
-    values = np.loadtxt(rows, delimiter=",", ndmin=2).T
-    if not np.isfinite(values).all():
-        raise ValueError("it holds a number that is not finite")
-    return dict(zip(COLUMNS, values, strict=True))
+    with naming(path), np.load(path) as arrays:
+        return dict(arrays)
 
 
-def progress(name, seed, epochs, values):
-    """Return what is printed after an epoch, values as in COLUMNS."""
-    form = "seed {}  epoch {:2}/{}  training: loss {:.4f}, accuracy {:7.2%}"
-    form += "  validation: loss {:.4f}, accuracy {:7.2%}  {:.1f} s"
-    return f"{name:18} " + form.format(seed, values[0], epochs, *values[1:6])
+def read_outputs(folder, stats):
+    """Return {experiment: {seed: {name: array}}}. Adds the answers, (N,), to the logits, (N, 10)."""
+    outputs = {}
+    for name, seeds in stats.items():
+        for seed in seeds:
+            path = folder / f"{name}-seed{seed}.npz"
+            arrays = read_arrays(path)
+            if arrays:
+                with naming(path):
+                    arrays["answers"] = arrays["logits"].argmax(axis=1)
+                outputs.setdefault(name, {})[seed] = arrays
+    return outputs
+
+
+def read_layers(folder, outputs):
+    """Return {experiment: {name: array}}: what the layers did to one digit, for the first seed."""
+    layers = {}
+    for name, seeds in outputs.items():
+        arrays = read_arrays(folder / f"{name}-seed{min(seeds)}.layers.npz")
+        if arrays:
+            layers[name] = arrays
+    return layers
+
+
+def read_code(folder):
+    """Return {module: its source}, as it was when the run started."""
+    code = {}
+    for path in sorted(folder.glob("*.py")):
+        with naming(path):
+            code[path.name] = path.read_text(encoding="utf-8")
+    return code
+
+
+def first_outputs(run):
+    """Return {"experiment, seed k": its outputs}, for the first seed that has finished. Pictures show one."""
+    return {f"{name}, seed {min(seeds)}": seeds[min(seeds)] for name, seeds in run.outputs.items()}
+
+
+def is_finished(run, name):
+    """Whether all trainings of an experiment have run through all of their epochs."""
+    for seed in run.settings["SEEDS"]:
+        if finished_epochs(run, name, seed) < all_epochs(run, name):
+            return False
+    return name in run.stats
+
+
+def finished_epochs(run, name, seed):
+    """Return how many epochs of a training have finished."""
+    columns = run.stats.get(name, {}).get(seed)
+    return len(columns["epoch"]) if columns else 0
+
+
+def all_epochs(run, name):
+    """Return how many epochs each training of an experiment has."""
+    return run.settings["EXPERIMENTS"].get(name, {}).get("epochs", 0)
+
+
+def run_folders(results_dir):
+    """Return the folders of all runs, the oldest first. Before runs had numbers, they had dates."""
+    dated = []
+    numbered = []
+    for folder in Path(results_dir).glob("[0-9]*"):
+        if folder.name.isdecimal():
+            numbered.append(folder)
+        elif re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folder.name):
+            dated.append(folder)
+    return sorted(dated) + sorted(numbered, key=lambda folder: int(folder.name))
+
+
+def newest_run(results_dir, file="*-seed*.csv"):
+    """Return the folder of the newest run that has such a file, such as "LeNet5-seed0.pt". By default,
+    any run with a finished epoch will do. Raises FileNotFoundError if there is none."""
+    for folder in reversed(run_folders(results_dir)):
+        if any(folder.glob(file)):
+            return folder
+    raise FileNotFoundError(f"no run in {results_dir} has a file {file}: first run main.py")
+
+
+def run_before(run):
+    """Return the newest Run before this one that has finished, on the same data, or None."""
+    folders = run_folders(run.folder.parent)
+    if run.folder not in folders:
+        return None
+    for folder in reversed(folders[: folders.index(run.folder)]):
+        before = read_run(folder)
+        finished = before.stats and all(is_finished(before, name) for name in before.settings["EXPERIMENTS"])
+        if finished and same_data(before, run):
+            return before
+    return None
+
+
+def same_data(run, other):
+    """Whether two runs had the same images, whatever the names of their folders."""
+    data, others = run.settings["data"], other.settings["data"]
+    if "checksum" in data and "checksum" in others:
+        return data["checksum"] == others["checksum"]
+    return run.data == other.data
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+PROGRESS = "{:<18}  {:>4}  {:>7}  {:>14}  {:>8}  {:>16}  {:>8}  {:>7}"
+
+
+def opening(data, folder, rehearsed, trainings, workers, seconds):
+    """Return what is printed before the first epoch: what is trained, how long it takes, and headings."""
+    parameters = [f"{name} {facts['parameters']:,}" for name, facts in rehearsed.items()]
+    lines = [data["description"]]
+    lines += textwrap.wrap(f"Parameters: {', '.join(parameters)}", WIDTH)
+    plural = "" if trainings == 1 else "s"
+    lines.append(f"{trainings} training{plural}, {workers} at a time, about {duration(seconds)}")
+    lines.append(f"The results go to {folder}")
+    headings = ("experiment", "seed", "epoch", "training: loss", "accuracy", "validation: loss", "accuracy")
+    lines += ["", PROGRESS.format(*headings, "seconds")]
+    return "\n".join(lines)
+
+
+def progress(name, seed, epochs, figures):
+    """Return what is printed after an epoch; figures are those of a row of the CSV."""
+    return PROGRESS.format(
+        name,
+        seed,
+        f"{figures['epoch']}/{epochs}",
+        f"{figures['train_loss']:.4f}",
+        f"{figures['train_accuracy']:.2%}",
+        f"{figures['val_loss']:.4f}",
+        f"{figures['val_accuracy']:.2%}",
+        f"{figures['seconds']:.1f}",
+    )
+
+
+def duration(seconds):
+    """Return a rough duration as a text, such as "2 minutes"."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
 
 
 def summary(run):
-    """Return the table of the last epochs with remarks, and the tables of all epochs."""
-    baseline, parameters = run.settings.get("BASELINE", "LeNet5"), run.settings["parameters"]
-    gains = baseline in run.stats and len(run.stats) > 1
-    table = [["experiment", "parameters", *HEADINGS.values(), *[f"gain over {baseline}"] * gains, "seconds"]]
-    every_epoch = []
+    """Return what is printed at the end of a run, as lines: a table of the last epochs, and remarks."""
+    if run.seeds > 1:
+        averages = f"last epoch, mean ± standard deviation (SD) of {run.seeds} seeds"
+    else:
+        averages = "last epoch, 1 seed"
+    lines = [f"{run.data};", averages, ""]
+    lines += markdown(result_table(run))
+    remarks = [*gain_note(run), *training_remarks(run)]
+    if remarks:
+        lines += ["", *remarks]
+    return lines
+
+
+def result_table(run):
+    """Return the figures of the last epochs as rows of texts, the headings first."""
+    gains = gains_over_baseline(run)
+    deviation = " ± SD" if run.seeds > 1 else ""
+    table = [["experiment", f"train acc{deviation}", f"val loss{deviation}", f"val acc{deviation}"]]
+    if gains:
+        table[0].append("gain ± SE" if run.seeds > 1 else "gain")
+    table[0].append("seconds")
     for name, seeds in run.stats.items():
-        gain = difference(run.stats[baseline], seeds, "val_accuracy") if gains and name != baseline else ""
-        seconds = mean_and_deviation([values["seconds"].sum() for values in seeds.values()], ".0f")
-        size = f"{parameters[name]:,}" if name in parameters else ""
-        table.append([name, size, *cells(seeds, -1), *[gain] * gains, seconds])
-        epochs = range(min(len(values["epoch"]) for values in seeds.values()))
-        rows = [["epoch", *HEADINGS.values()]] + [[str(i + 1), *cells(seeds, i)] for i in epochs]
-        every_epoch += ["", f"## {name}, epoch by epoch", "", *markdown(rows)]
-    averages = f"mean ± standard deviation of {run.seeds} seeds" if run.seeds > 1 else "1 seed"
-    lines = [f"{run.data}, last epoch, {averages}", "", *markdown(table), ""]
-    lines += ["Gain: validation accuracy in percentage points; with several seeds, ± standard error"] * gains
-    return "\n".join(lines + remarks(run)), "\n".join(every_epoch)
+        row = [name, cell(seeds, "train_accuracy"), cell(seeds, "val_loss"), cell(seeds, "val_accuracy")]
+        if gains:
+            row.append(gains.get(name, ""))
+        row.append(f"{total_seconds(seeds):.0f}")
+        table.append(row)
+    return table
 
 
-def remarks(run):
+def total_seconds(seeds):
+    """Return how long a training took, all epochs together, on average over the seeds."""
+    return np.mean([columns["seconds"].sum() for columns in seeds.values() if "seconds" in columns] or [0])
+
+
+def gains_over_baseline(run):
+    """Return {experiment: gain}. There is none unless both it and BASELINE have finished."""
+    baseline = run.settings.get("BASELINE")
+    gains = {}
+    if is_finished(run, baseline):
+        for name, seeds in run.stats.items():
+            if name != baseline and is_finished(run, name):
+                gains[name] = difference(run.stats[baseline], seeds, "val_accuracy")
+    return gains
+
+
+def gain_note(run):
+    """Return a line that says what the gain is, or why there is none."""
+    baseline = run.settings.get("BASELINE")
+    if gains_over_baseline(run):
+        error = " ± standard error (SE)" if run.seeds > 1 else ""
+        return [f"gain: validation accuracy over {baseline}, in percentage points{error}"]
+    if len(run.settings["EXPERIMENTS"]) < 2:
+        return []
+    if baseline not in run.settings["EXPERIMENTS"]:
+        return [f"No gain is given: EXPERIMENTS has no row with the name of BASELINE, {baseline!r}"]
+    return ["No gain is given: it needs BASELINE and another experiment, both finished"]
+
+
+def training_remarks(run):
     """Return a line for each training that has not finished, or has not learned."""
     lines = []
     for name, row in run.settings["EXPERIMENTS"].items():
         for seed in run.settings["SEEDS"]:
-            values, outputs = (part.get(name, {}).get(seed) for part in (run.stats, run.outputs))
-            epochs, all_epochs = len(values["epoch"]) if values else 0, row.get("epochs", 0)
-            if epochs < all_epochs:
-                lines.append(f"Not finished: {name}, seed {seed}: {epochs} of {all_epochs} epochs")
-            elif outputs:
-                same = np.ptp(outputs["answers"]) == 0 < np.ptp(outputs["labels"])
-                if same or values["train_loss"][-1] > 0.95 * math.log(10):  # guessing has a loss of ln 10
-                    advice = f"try another learning_rate (now {row.get('learning_rate')}) or activation"
-                    lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
+            epochs = finished_epochs(run, name, seed)
+            if epochs < all_epochs(run, name):
+                lines.append(f"Not finished: {name}, seed {seed}: {epochs} of {all_epochs(run, name)} epochs")
+            elif has_learned_nothing(run, name, seed):
+                advice = f"try another learning_rate (now {row.get('learning_rate')}) or activation"
+                lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
     return lines
 
 
-def markdown(table):
-    """Return the lines of a table, given as rows of texts; the first row holds the headings."""
-    widths = [max(map(len, column)) for column in zip(*table)]
-    rows = [table[0], ["-" * width for width in widths], *table[1:]]
-    return ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+def has_learned_nothing(run, name, seed):
+    """Whether a training still has the loss of guessing, or gives all images the same answer."""
+    losses = run.stats.get(name, {}).get(seed, {}).get("train_loss", [0])
+    if losses[-1] > 0.95 * LOSS_OF_GUESSING:
+        return True
+    outputs = run.outputs.get(name, {}).get(seed)
+    if not outputs:
+        return False
+    return len(set(outputs["answers"])) == 1 < len(set(outputs["labels"]))
 
 
-def cells(seeds, epoch, columns=tuple(HEADINGS)):
-    """Return the cells of a table row: the figures of an epoch, over all seeds."""
-    forms = [".2%" if column.endswith("accuracy") else ".4f" for column in columns]
-    values = [[stats[column][epoch] for stats in seeds.values()] for column in columns]
-    return list(map(mean_and_deviation, values, forms))
+def cell(seeds, column, epoch=-1):
+    """Return a figure of an epoch as a text, with "± standard deviation" if there are several seeds."""
+    values = [columns[column][epoch] for columns in seeds.values() if column in columns]
+    if not values:
+        return ""
+    if column.endswith("accuracy"):
+        return mean_and_deviation(100 * np.array(values), ".2f") + "%"
+    return mean_and_deviation(values, ".4f")
 
 
 def mean_and_deviation(values, form):
     """Return the mean in this format, with "± standard deviation" if there are several values."""
-    deviation = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
-    return f"{np.mean(values):{form}}{deviation}"
+    text = f"{np.mean(values):{form}}"
+    if len(values) > 1:
+        text += f" ± {np.std(values, ddof=1):{form}}"
+    return text
 
 
 def difference(old_seeds, new_seeds, column):
     """Return the change of a last figure ± its standard error; accuracies are in percentage points."""
-    factor, form = (100, ".2f") if column.endswith("accuracy") else (1, ".4f")
-    old, new = ([factor * stats[column][-1] for stats in seeds.values()] for seeds in (old_seeds, new_seeds))
-    text = f"{np.mean(new) - np.mean(old):+{form}}"
+    old = np.array([columns[column][-1] for columns in old_seeds.values()])
+    new = np.array([columns[column][-1] for columns in new_seeds.values()])
+    form = ".4f"
+    if column.endswith("accuracy"):
+        old, new, form = 100 * old, 100 * new, ".2f"
+    text = f"{new.mean() - old.mean():+{form}}"
     if min(len(old), len(new)) > 1:
-        text += f" ± {math.hypot(*(np.std(each, ddof=1) / len(each) ** 0.5 for each in (old, new))):{form}}"
+        standard_error = math.sqrt(old.var(ddof=1) / len(old) + new.var(ddof=1) / len(new))
+        text += f" ± {standard_error:{form}}"
     return text
 
 
-def compare(runs):
-    """Return the differences between the settings of several runs and a table of their results."""
-    columns = ("val_accuracy", "val_loss")
-    table = [["experiment", "run", *(HEADINGS[column] for column in columns), "accuracy - A's", "loss - A's"]]
-    for name in dict.fromkeys(name for run in runs for name in run.stats):
-        first = runs[0].stats.get(name)
-        for run in runs:
-            if seeds := run.stats.get(name):
-                gains = [difference(first, seeds, c) if first and run is not runs[0] else "" for c in columns]
-                table.append([name, run.letter, *cells(seeds, -1, columns), *gains])
-    lines = [*(f"{run.letter} = {run.folder}" for run in runs), *changes(runs), "", *markdown(table)]
-    return "\n".join([*lines, "", "Last epochs; gains in accuracy in percentage points"])
-
-
-def changes(runs):
-    """Return a line for each further run: what differs from the settings of the first one."""
-    lines, old = [], runs[0].settings
-    for run in runs[1:]:
-        new, found = run.settings, []
-        for key in old | new:
-            if key not in ("EXPERIMENTS", "RESULTS_DIR", "parameters") and old.get(key) != new.get(key):
-                found.append(f"{key} {old.get(key)} -> {new.get(key)}")
-        for name in old["EXPERIMENTS"] | new["EXPERIMENTS"]:
-            before, after = (settings["EXPERIMENTS"].get(name) for settings in (old, new))
-            if not (before and after):
-                found.append(f"{name} {'added' if after else 'removed'}")
-                continue
-            for key in before | after:
-                pair, constant = (before.get(key), after.get(key)), key.upper()
-                # what only follows a changed constant is not listed again
-                if pair[0] != pair[1] and pair != (old.get(constant), new.get(constant)):
-                    found.append(f"{name}: {key} {pair[0]} -> {pair[1]}")
-        lines.append(f"A -> {run.letter}: {', '.join(found) or 'the same settings in main.py'}")
+def details(run):
+    """Return what summary.md holds beside the summary, as lines: layers and epochs of each experiment."""
+    lines = []
+    for name, seeds in run.stats.items():
+        if name in run.settings["layers"]:
+            lines += ["", f"## {name}, its layers", "", *markdown(layer_table(run, name))]
+        lines += ["", f"## {name}, epoch by epoch", "", *markdown(epoch_table(seeds))]
     return lines
+
+
+def layer_table(run, name):
+    """Return the layers of a model in the order of their use, as rows of texts."""
+    table = [["layer", "kind", "output", "parameters"]]
+    for layer in run.settings["layers"][name]:
+        output = " x ".join(str(size) for size in layer["output"])
+        table.append([layer["name"], layer["kind"], output, f"{layer['parameters']:,}"])
+    table.append(["together", "", "", f"{run.settings['parameters'][name]:,}"])
+    return table
+
+
+def epoch_table(seeds):
+    """Return the figures of every epoch that all seeds have finished, as rows of texts."""
+    table = [["epoch", *HEADINGS.values()]]
+    epochs = min(len(columns["epoch"]) for columns in seeds.values())
+    for epoch in range(epochs):
+        figures = [cell(seeds, column, epoch) for column in HEADINGS]
+        table.append([str(epoch + 1), *figures])
+    return table
+
+
+def markdown(table):
+    """Return the lines of a table, given as rows of texts; the first row holds the headings."""
+    widths = [max(len(text) for text in column) for column in zip(*table)]
+    lines = []
+    for row in [table[0], ["-" * width for width in widths], *table[1:]]:
+        cells = [text.ljust(width) for text, width in zip(row, widths)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+# What did my edit do? ---------------------------------------------------------------------------
+
+
+# These settings change no figure. (Whether the data differ shows in their checksum.)
+WITHOUT_EFFECT = ("WORKERS", "BASELINE", "DATA_DIR", "RESULTS_DIR", "DIGITS_DIR")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What differs between two runs, as texts."""
+
+    general: list  # what may concern all experiments: constants, data, code, versions
+    rows: dict  # {experiment: what differs in its row}
+    experiments: list  # those that it may have changed, and that have finished in the second run
+
+
+def find_edit(before, after):
+    """Return the Edit that led from one run to another."""
+    general = []
+    for name, values in constant_changes(before.settings, after.settings).items():
+        general.append(f"{name} {values}")
+    if not same_data(before, after):
+        general.append(f"data: {before.data} -> {after.data}")
+    general += code_changes(before.code, after.code)
+    rows = row_changes(before.settings, after.settings)
+    experiments = []
+    for name in after.stats:
+        old = before.stats.get(name)
+        finished = is_finished(after, name) and (old is None or is_finished(before, name))
+        if finished and (name in rows or (general and not same_figures(old, after.stats[name]))):
+            experiments.append(name)
+    return Edit(general, rows, experiments)
+
+
+def constant_changes(before, after):
+    """Return {name: "old -> new"} for the constants that differ between two runs, and the versions."""
+    changes = {}
+    for name in before | after:
+        is_constant = name.isupper() and name != "EXPERIMENTS" and name not in WITHOUT_EFFECT
+        if is_constant or name == "versions":
+            changes |= differences(name, before.get(name), after.get(name))
+    return changes
+
+
+def row_changes(before, after):
+    """Return {experiment: what differs in its row, as texts}. What follows a constant is left out."""
+    constants = set()
+    for name, values in constant_changes(before, after).items():
+        constants.add((last_word(name).lower(), values))
+    rows = {}
+    for name, new_row in after["EXPERIMENTS"].items():
+        old_row = before["EXPERIMENTS"].get(name)
+        if old_row is None:
+            rows[name] = ["new"]
+        elif new_row != old_row:
+            rows[name] = []
+            for setting in old_row | new_row:
+                for change, values in differences(
+                    setting, old_row.get(setting), new_row.get(setting)
+                ).items():
+                    if (last_word(change), values) not in constants:
+                        rows[name].append(f"{change} {values}")
+    return rows
+
+
+def last_word(name):
+    """Return "rotation" of "transform.rotation"."""
+    return name.rpartition(".")[2]
+
+
+def differences(name, before, after):
+    """Return {name: "old -> new"} if a value differs. Of a dict with the same keys only the values that
+    differ, as {"name.key": "old -> new"}."""
+    if before == after:
+        return {}
+    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
+        found = {}
+        for key in before:
+            found |= differences(f"{name}.{key}", before[key], after[key])
+        return found
+    return {name: f"{setting_text(before)} -> {setting_text(after)}"}
+
+
+def setting_text(value):
+    """Return a value of settings.json as it might stand in main.py."""
+    if isinstance(value, dict) and "class" in value:
+        arguments = [f"{name}={each!r}" for name, each in value.items() if name != "class"]
+        return f"{value['class']}({', '.join(arguments)})"
+    return str(value)
+
+
+def code_changes(before, after):
+    """Return what differs between the modules of two runs, as texts, besides the settings in main.py."""
+    changes = []
+    if not before or not after:  # earlier versions kept no copy of the code
+        return changes
+    for module in sorted(before | after):
+        if module not in before or module not in after:
+            changes.append(f"{module}: {'new' if module in after else 'removed'}")
+            continue
+        old_lines = code_lines(module, before[module])
+        new_lines = code_lines(module, after[module])
+        changed = []
+        for line in difflib.unified_diff(old_lines, new_lines, n=0, lineterm=""):
+            if line[0] in "+-" and line[:3] not in ("+++", "---"):
+                changed.append(line)
+        if changed:
+            changes.append(f"{module}: {lines_text(changed)}")
+    return changes
+
+
+def code_lines(module, source):
+    """Return the lines of a module without comments and, if it is main.py, without its settings."""
+    tree = ast.parse(source)
+    if module == "main.py":
+        tree.body = [statement for statement in tree.body if not is_setting(statement)]
+    return ast.unparse(tree).splitlines()
+
+
+def is_setting(statement):
+    """Whether a statement assigns a constant, whose name is in capitals."""
+    return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]).isupper()
+
+
+def lines_text(changed):
+    """Return changed lines, "-old" and "+new", as one text: a single one in full, else their number."""
+    if len(changed) == 1:
+        return f"{changed[0][0]} {changed[0][1:].strip()}"
+    if [line[0] for line in changed] != ["-", "+"]:
+        return f"{len(changed)} lines differ"
+    old, new = (line[1:].strip() for line in changed)
+    same = os.path.commonprefix([old, new]).rfind(" ") + 1  # whole words
+    return f"{old} -> {new[same:]}"
+
+
+def same_figures(old_seeds, new_seeds):
+    """Whether an experiment has the same losses and accuracies in two runs, to the last digit."""
+    if old_seeds is None or old_seeds.keys() != new_seeds.keys():
+        return False
+    for seed in new_seeds:
+        for column in HEADINGS:
+            if not np.array_equal(old_seeds[seed].get(column), new_seeds[seed].get(column)):
+                return False
+    return True
+
+
+def edit_lines(run):
+    """Return what changed since the run before and what it did, as lines, or [] if there is none."""
+    if run.before is None:
+        return []
+    edit = find_edit(run.before, run)
+    if not edit.general and not edit.rows:
+        return [f"Nothing has changed since run {run.before.folder.name}: the same settings, code and data"]
+    lines = [f"What has changed since run {run.before.folder.name}:", ""]
+    lines += [f"* {change}" for change in edit.general]
+    for name, changes in edit.rows.items():
+        if changes:
+            lines.append(f"* {name}: {', '.join(changes)}")
+    if not edit.experiments:
+        return [*lines, "", "This changed no figure"]
+    error = " ± SE" if min(run.seeds, run.before.seeds) > 1 else ""
+    note = "Changes in accuracy are in percentage points" + error.replace("SE", "standard error (SE)")
+    return [*lines, "", *markdown(edit_table(run, edit.experiments, error)), "", note]
+
+
+def edit_table(run, experiments, error):
+    """Return the last figures of these experiments before and after an edit, as rows of texts."""
+    deviation = " ± SD" if run.seeds > 1 else ""
+    headings = ["experiment", "run", f"val acc{deviation}", f"change{error}"]
+    table = [[*headings, f"val loss{deviation}", f"change{error}"]]
+    for name in experiments:
+        old, new = run.before.stats.get(name), run.stats[name]
+        accuracy = loss = ""
+        if old:
+            number = run.before.folder.name
+            table.append([name, number, cell(old, "val_accuracy"), "", cell(old, "val_loss"), ""])
+            accuracy, loss = difference(old, new, "val_accuracy"), difference(old, new, "val_loss")
+        number = run.folder.name
+        table.append([name, number, cell(new, "val_accuracy"), accuracy, cell(new, "val_loss"), loss])
+    return table
+
+
+# Curves -----------------------------------------------------------------------------------------
 
 
 def new_figure(width, height, title):
@@ -219,97 +659,206 @@ def new_figure(width, height, title):
 
 def plot_experiment(run, name):
     """Return a Figure with the four curves of one experiment and its learning rate."""
-    figure = new_figure(8.6, 4.4, f"{name}\n{run.heading}")
-    labels = ["training: ", "validation: ", "learning rate (gray axis)"]
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        for index, prefix in enumerate(("train", "val")):
-            last = draw_curve(axes, run.stats[name], f"{prefix}_{quantity}", COLORS[index], "-", "o")
-            labels[index] += f"{quantity} {last}  "
-        finish(axes, quantity)
-    rate = figure.axes[0].twinx()
-    longest = max(run.stats[name].values(), key=lambda values: len(values["epoch"]))
-    rate.plot(longest["epoch"], longest["learning_rate"], color="gray", linewidth=0.8, marker=".")
-    rate.set_ylim(bottom=0)
-    rate.tick_params(colors="gray", labelsize=7)
-    lines = [*figure.axes[1].lines, *rate.lines]
-    figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    seeds = run.stats[name]
+    figure = new_figure(8.6, 5.6, f"{name}\n{run.heading}")
+    panels = figure.subplot_mosaic([["loss", "accuracy"], ["rate", "rate"]], height_ratios=[4, 1])
+    for quantity in ("loss", "accuracy"):
+        axes = panels[quantity]
+        for part, color in zip(("train", "val"), COLORS):
+            column = f"{part}_{quantity}"
+            look = {"color": color, "marker": "o", "label": f"{HEADINGS[column]} {cell(seeds, column)}"}
+            draw_curve(axes, seeds, column, look)
+        finish_axes(axes, quantity)
+        axes.legend(fontsize=8)
+    steps, rates = learning_rates(run, name)
+    panels["rate"].plot(steps, rates, color="gray", linewidth=1)
+    panels["rate"].set(xlabel="epoch", ylabel="learning rate")
+    panels["rate"].set_ylim(bottom=0)
+    panels["rate"].grid(alpha=0.3)
     return figure
 
 
-def plot_comparison(runs):
-    """Return a Figure with the curves of all experiments, above a table that says which line is which."""
-    names = list(dict.fromkeys(name for run in runs for name in run.stats))
-    entries = [(name, run) for name in names for run in runs if name in run.stats]
-    labels = [f"{name}, {run.letter}" if len(runs) > 1 else name for name, run in entries]
-    width = max(map(len, labels)) + 2
-    edits = [part for line in changes(runs) for part in textwrap.wrap(line, 100)]
-    title = "\n".join([runs[0].heading, *edits])
-    figure = new_figure(max(9, 2 + 0.07 * (width + 70)), 8.5 + 0.19 * len(entries), title)
-    all_axes = figure.subplots(2, 2).flatten()
-    rows, same = [" " * (width + 1) + "".join(f"{title:<20}" for title in HEADINGS.values())], {}
-    for label, (name, run) in zip(labels, entries):
-        number, group, seeds = names.index(name), runs.index(run), run.stats[name]
-        look = COLORS[number % 7], LINE_STYLES[(number // 7 + group) % 4], MARKERS[(number // 28 + group) % 6]
-        ends = [draw_curve(axes, seeds, column, *look) for axes, column in zip(all_axes, HEADINGS)]
-        curves = str([stats[column].tolist() for stats in seeds.values() for column in HEADINGS])
-        equal = same.setdefault(curves, label)  # equal curves hide each other
-        row = f" {label:{width}}" + "".join(f"{end:<20}" for end in ends)  # " ": an initial _ would hide it
-        rows.append(row + f"= {equal}" * (equal != label))
-    for axes, title in zip(all_axes, HEADINGS.values()):
-        finish(axes, title)
-    handles = [figure.patch, *all_axes[0].lines]  # a white patch stands beside the headings
-    figure.legend(handles, rows, loc="outside lower center", prop={"family": "monospace", "size": 8})
+def learning_rates(run, name):
+    """Return places, in epochs, and learning rates there: of every step, or of the end of each epoch if
+    the training has not finished."""
+    longest = max(run.stats[name].values(), key=lambda columns: len(columns["epoch"]))
+    for outputs in run.outputs.get(name, {}).values():
+        if "learning_rates" in outputs:
+            rates = outputs["learning_rates"]
+            return np.linspace(0, len(longest["epoch"]), len(rates)), rates
+    return longest["epoch"], longest.get("learning_rate", np.full(len(longest["epoch"]), np.nan))
+
+
+def plot_comparison(run):
+    """Return a Figure with the curves of all experiments."""
+    if not run.stats:
+        return None
+    curves = []
+    looks = looks_of(run.stats)
+    for name, seeds in run.stats.items():
+        label = f"{name}  {cell(seeds, 'val_accuracy')}"
+        curves.append((seeds, {"label": label, "linestyle": "-", **looks[name]}))
+    return plot_panels(run.heading, curves)
+
+
+def plot_edit(run):
+    """Return a Figure with the curves of the experiments that an edit has changed, before and after it."""
+    if run.before is None:
+        return None
+    edit = find_edit(run.before, run)
+    if not edit.experiments:
+        return None
+    curves = []
+    title = [run.heading, *edit.general]
+    looks = looks_of(edit.experiments)
+    for name in edit.experiments:
+        old, new = run.before.stats.get(name), run.stats[name]
+        changes = ", ".join(edit.rows.get(name, []))
+        if old:
+            label = f"{name}, run {run.before.folder.name}  {cell(old, 'val_accuracy')}"
+            curves.append(
+                (old, {"label": label, "linestyle": "--", "markerfacecolor": "white", **looks[name]})
+            )
+            gain = difference(old, new, "val_accuracy")
+            changes = ", ".join(filter(None, [changes, f"validation accuracy {gain} points"]))
+        title.append(f"{name}: {changes}")
+        label = f"{name}, run {run.folder.name}  {cell(new, 'val_accuracy')}"
+        curves.append((new, {"label": label, "linestyle": "-", **looks[name]}))
+    lines = []
+    for line in title:
+        lines += textwrap.wrap(line, WIDTH)
+    return plot_panels("\n".join(lines), curves)
+
+
+def looks_of(names):
+    """Return {name: color and marker}. Rows of a sweep, whose names differ in a number, get shades in
+    the order of that number."""
+    looks = {}
+    for index, name in enumerate(names):
+        color = COLORS[index % len(COLORS)]
+        marker = MARKERS[index // len(COLORS) % len(MARKERS)]
+        looks[name] = {"color": color, "marker": marker}
+    number = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+    sweeps = {}
+    for name in names:
+        sweeps.setdefault(re.sub(number, "#", name), []).append(name)
+    for sweep in sweeps.values():
+        if len(sweep) > 2:
+            from matplotlib import colormaps
+
+            sweep.sort(key=lambda name: [float(text) for text in re.findall(number, name)])
+            for name, shade in zip(sweep, np.linspace(0, 0.9, len(sweep))):
+                looks[name] = {"color": colormaps["viridis"](shade), "marker": "o"}
+    return looks
+
+
+def plot_panels(title, curves):
+    """Return a Figure with four panels: loss and accuracy, training and validation. The two of a quantity
+    have the same scale. curves: a list of (seeds, look), where a look holds arguments of axes.plot."""
+    width = 10
+    longest = max(len(look["label"]) for _, look in curves)
+    columns = max(1, min(3, 115 // (longest + 8)))  # as many as fit side by side
+    rows = math.ceil(len(curves) / columns)
+    figure = new_figure(width, 7.5 + 0.2 * (rows + title.count("\n")), title)
+    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    for axes, column in zip(panels.flat, ("train_loss", "val_loss", "train_accuracy", "val_accuracy")):
+        for seeds, look in curves:
+            draw_curve(axes, seeds, column, look)
+        axes.set_title(HEADINGS[column])
+        finish_axes(axes, column.partition("_")[2])
+        axes.label_outer()
+    figure.legend(
+        handles=panels[0, 0].lines[: len(curves)], loc="outside lower center", ncols=columns, fontsize=9
+    )
     return figure
 
 
-def draw_curve(axes, seeds, column, color, style, marker):
-    """Draw the mean of the seeds as a line and their range as a band. Return the last mean as a text."""
-    percent = column.endswith("accuracy")
-    curves = [values[column] * (100 if percent else 1) for values in seeds.values()]
-    epochs = range(1, max(map(len, curves)) + 1)
-    # An interrupted training has no figures of the later epochs.
-    values = [[curve[epoch - 1] for curve in curves if len(curve) >= epoch] for epoch in epochs]
-    mean = [np.mean(of_seeds) for of_seeds in values]
-    axes.plot(epochs, mean, style, color=color, marker=marker, markersize=3, linewidth=1.3)
+def draw_curve(axes, seeds, column, look):
+    """Draw the mean of the seeds as a line and their range as a band."""
+    curves = [as_drawn(columns[column], column) for columns in seeds.values() if column in columns]
+    mean, low, high = [], [], []
+    for epoch in range(max((len(curve) for curve in curves), default=0)):
+        # An interrupted training has no figures of the later epochs.
+        values = [curve[epoch] for curve in curves if len(curve) > epoch]
+        mean.append(np.mean(values))
+        low.append(min(values))
+        high.append(max(values))
+    epochs = range(1, len(mean) + 1)
+    (line,) = axes.plot(epochs, mean, markersize=3, linewidth=1.3, **look)
     if len(seeds) > 1:
-        low, high = ([limit(of_seeds) for of_seeds in values] for limit in (min, max))
-        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=1.5)  # seen at 1 epoch, too
-    return f"{mean[-1]:.2f}%" if percent else f"{mean[-1]:.3g}"
+        axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=1.5)
 
 
-def finish(axes, title):
-    """Give axes that hold their curves of a loss or an accuracy a title, names, units and scales."""
-    axes.set(title=title, xlabel="epoch")
-    epochs = max(len(line.get_xdata()) for line in axes.lines)
-    step = next(step for step in (1, 5, 10, 20, 50, 100, 200, 500, 10**3, 10**4, 10**6) if epochs <= 8 * step)
-    axes.set_xticks([1, *range(max(step, 2), epochs + 1, step)])
-    axes.grid(alpha=0.3)
-    if title.endswith("loss"):
-        axes.set(ylabel="cross-entropy per image", yscale="log")
-        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
-    else:
-        axes.set_ylabel("accuracy in %")
-        # The logarithm of the error spreads out 98 to 99.9% and still has room for 20%. The 0.02
-        # keeps 100% finite, the maximum what matplotlib tries beyond.
-        spread = lambda value: -np.log10(np.maximum(100.02 - value, 0.01))  # noqa: E731
-        axes.set_yscale("function", functions=(spread, lambda place: 100.02 - 10.0**-place))
-        axes.autoscale_view()
-        low, high = axes.get_ylim()
-        ticks = [tick for tick in ACCURACY_TICKS if low <= tick <= high]
-        axes.set_yticks(ticks if len(ticks) > 2 else axes.get_yticks())  # matplotlib's own, if few fit
-    axes.yaxis.set_major_formatter("{x:g}")
+# The axis of the accuracy shows errors, in percent, on a logarithmic scale, upside down and with labels
+# that say accuracy. That spreads out 98 to 99.9%. Everything from 99.99% is drawn there.
+LEAST_ERROR = 0.01
+
+
+def as_drawn(values, column):
+    """Return losses as they are, and accuracies as the errors that are drawn in their place."""
+    if column.endswith("accuracy"):
+        return np.maximum(100 - 100 * values, LEAST_ERROR)
+    return values
+
+
+def finish_axes(axes, quantity):
+    """Give axes that hold their curves of a loss or an accuracy names, units, scales and ticks."""
+    from matplotlib.ticker import AutoLocator, LogLocator, MaxNLocator
+
+    epochs = max((len(line.get_xdata()) for line in axes.lines), default=1)
+    axes.set_xlabel("epoch")
+    axes.set_xlim(0.5, epochs + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_yscale("log")
+    locator = LogLocator(subs=(1, 2, 5))
+    low, high = sorted(axes.get_ylim())
+    if sum(low <= tick <= high for tick in locator.tick_values(low, high)) < 3:
+        locator = AutoLocator()
+    axes.yaxis.set_major_locator(locator)
     axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    if quantity == "loss":
+        axes.set_ylabel("loss per image, stretched")
+        axes.yaxis.set_major_formatter("{x:g}")
+        mark_guessing(axes, LOSS_OF_GUESSING)
+    else:
+        axes.set_ylabel("accuracy in %, stretched")
+        axes.yaxis.set_major_formatter(lambda error, _: f"{100 - error:g}")
+        axes.yaxis.set_inverted(True)
+        mark_guessing(axes, 90)
 
 
-def panels(run, title, count, columns, width, height):
-    """Return a Figure and its first `count` axes, bare, in rows of at most `columns`."""
+def mark_guessing(axes, value):
+    """Draw a dotted line at the value of guessing, if a curve comes near it."""
+    highest = max((max(line.get_ydata(), default=0) for line in axes.lines), default=0)
+    if highest > 0.8 * value:
+        axes.axhline(value, color="gray", linestyle=":", linewidth=1)
+        axes.annotate("guessing", (1, value), xycoords=("axes fraction", "data"), ha="right", fontsize=7)
+
+
+# Images -----------------------------------------------------------------------------------------
+
+
+def bare_panels(title, count, columns, width, height):
+    """Return a Figure and `count` axes without frames and ticks, in rows of at most `columns`. width and
+    height of each are in inches."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure = new_figure(max(width * columns, 6), 0.9 + height * rows, f"{title}\n{run.data}\n")
-    all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in all_axes:
+    figure = new_figure(max(width * columns, 6), 0.6 + height * rows, title)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels:
         axes.set(xticks=[], yticks=[], frame_on=False)
-    return figure, all_axes[:count]
+    return figure, panels[:count]
+
+
+def sheet(images, columns):
+    """Return images (N, H, W) as one image, in rows of `columns`, with a line between them."""
+    count, height, width = images.shape
+    rows = math.ceil(count / columns)
+    places = np.full((rows * columns, height + 1, width + 1), np.nan)  # drawn white
+    places[:count, :height, :width] = images
+    places = places.reshape(rows, columns, height + 1, width + 1)
+    return places.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1))
 
 
 def softmax(logits):
@@ -323,133 +872,263 @@ def confidence(probabilities):
     return f"{min(math.floor(1e4 * probabilities.max()), 9999) / 100:.2f}%"
 
 
-def plot_mistakes(run):
-    """Return a Figure with the wrong answers of highest confidence, up to 25 per experiment."""
-    figure, all_axes = panels(run, "Worst mistakes: label \u2192 answer", len(run.outputs), 3, 3.6, 4.5)
-    for axes, (training, arrays) in zip(all_axes, run.first.items()):
-        wrong = arrays["answers"] != arrays["labels"]
-        chances, labels = softmax(arrays["logits"][wrong]), arrays["labels"][wrong]
-        worst = np.argsort(-chances.max(axis=1), kind="stable")[:25]
-        title = f"{training}: {wrong.sum():,} mistakes"
-        if len(worst):
-            title += f"\nconfidence {confidence(chances[worst[-1]])} to {confidence(chances[worst[0]])}"
+def plot_images(run):
+    """Return a Figure of some training images and, for each experiment with a transform, of random
+    versions of them."""
+    if not run.images:
+        return None
+    originals = run.images["originals"]
+    names = run.images["names"]
+    columns = len(originals)
+    sheets = {"as they are": sheet(originals, columns)}
+    for name, versions in zip(names, run.images["versions"]):
+        title = f"{name}: {len(versions)} random versions of each"
+        sheets[title] = sheet(versions.reshape(-1, 28, 28), columns)
+    heights = [len(image) for image in sheets.values()]
+    figure = new_figure(7, 1.2 + sum(heights) / 32, f"What is trained on\n{run.data}")
+    panels = figure.subplots(len(sheets), 1, height_ratios=heights, squeeze=False).flatten()
+    for axes, (title, image) in zip(panels, sheets.items()):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         axes.set_title(title, fontsize=9)
-        picture = np.full((5 * 40, 5 * 32), 255, dtype=np.uint8)  # white, 32 x 40 for an image and its text
-        for place, index in enumerate(worst):
-            top, left = 40 * (place // 5) + 12, 32 * (place % 5) + 2
-            picture[top : top + 28, left : left + 28] = arrays["mistakes"][index]
-            text = f"{labels[index]} \u2192 {chances[index].argmax()}"
-            axes.text(left + 14, top - 1.5, text, ha="center", va="bottom", fontsize=11)
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_axis_off()
     return figure
+
+
+WORST = 24  # mistakes to show of each experiment
+IN_A_ROW = 12
+
+
+def plot_mistakes(run):
+    """Return a Figure with the wrong answers of highest confidence, the worst first."""
+    if not run.outputs:
+        return None
+    rows = WORST // IN_A_ROW
+    title = f"Mistakes, the most confident first: label \u2192 answer\n{run.data}"
+    figure, panels = bare_panels(title, rows * len(run.outputs), 1, 9, 0.95)
+    for index, (training, outputs) in enumerate(first_outputs(run).items()):
+        wrong = outputs["answers"] != outputs["labels"]
+        probabilities = softmax(outputs["logits"][wrong])
+        labels = outputs["labels"][wrong]
+        worst = np.argsort(-probabilities.max(axis=1), kind="stable")[:WORST]
+        heading = f"{training}: {wrong.sum():,} mistakes"
+        if len(worst):
+            limits = confidence(probabilities[worst[0]]), confidence(probabilities[worst[-1]])
+            heading += f"; confidence of these {limits[0]} to {limits[1]}"
+        panels[rows * index].set_title(heading, fontsize=9)
+        for row in range(rows):
+            shown = worst[row * IN_A_ROW : (row + 1) * IN_A_ROW]
+            texts = [f"{labels[each]} \u2192 {probabilities[each].argmax()}" for each in shown]
+            draw_strip(panels[rows * index + row], outputs["mistakes"][shown], texts)
+    return figure
+
+
+def draw_strip(axes, images, texts):
+    """Draw up to IN_A_ROW images (N, 28, 28) side by side, each above its text."""
+    strip = np.full((IN_A_ROW, 28, 28), np.nan)
+    strip[: len(images)] = images
+    axes.imshow(sheet(strip, IN_A_ROW), cmap="gray", vmin=0, vmax=255)
+    middles = 14 + 29 * np.arange(len(texts))
+    axes.set_xticks(middles, texts)
+    axes.tick_params(length=0)
 
 
 def plot_confusion(run):
     """Return a Figure that counts the answers to each label; only mistakes are coloured."""
-    figure, all_axes = panels(run, "Label (row) and answer (column)", len(run.outputs), 3, 3.6, 3.9)
-    for axes, (training, arrays) in zip(all_axes, run.first.items()):
-        counts = np.bincount(10 * arrays["labels"] + arrays["answers"], minlength=100).reshape(10, 10)
-        mistakes = counts * (1 - np.eye(10))
-        axes.imshow(mistakes, cmap="Oranges", vmax=1.5 * max(mistakes.max(), 1))
-        for (label, answer), count in np.ndenumerate(counts):
+    if not run.outputs:
+        return None
+    figure, panels = bare_panels(f"Confusion matrices\n{run.data}", len(run.outputs), 3, 3.6, 3.8)
+    matrices = {}
+    for training, outputs in first_outputs(run).items():
+        pairs = 10 * outputs["labels"] + outputs["answers"]
+        matrices[training] = np.bincount(pairs, minlength=100).reshape(10, 10)
+    off_diagonal = 1 - np.eye(10, dtype=int)
+    most = max((matrix * off_diagonal).max() for matrix in matrices.values())
+    for axes, (training, matrix) in zip(panels, matrices.items()):
+        mistakes = matrix * off_diagonal
+        axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=1.5 * max(most, 1))
+        for (label, answer), count in np.ndenumerate(matrix):
             weight = "bold" if label == answer else "normal"
             axes.text(answer, label, count or "", ha="center", va="center", fontsize=7, weight=weight)
+        axes.set(xticks=range(10), yticks=range(10), ylabel="label")
+        axes.set_xlabel(f"answer\n{most_frequent(mistakes)}")
         axes.set_title(training, fontsize=9)
-        axes.set(xticks=range(10), yticks=range(10))
     return figure
 
 
-def plot_filters(run):
-    """Return a Figure of each first layer: a convolution on one channel or a linear one on 784 pixels."""
-    filters = {
-        training: weights.reshape(len(weights), *(weights.shape[2:] or (28, 28)))
-        for training, weights in run.filters.items()
-        if weights.shape[1:] == (784,) or (weights.ndim == 4 and weights.shape[1] == 1)
-    }
-    if not filters:
+def most_frequent(mistakes):
+    """Return the three pairs of label and answer that account for most mistakes, as a text."""
+    pairs = []
+    for index in np.argsort(-mistakes, axis=None, kind="stable")[:3]:
+        label, answer = divmod(index, 10)
+        if mistakes[label, answer]:
+            pairs.append(f"{label} \u2192 {answer}: {mistakes[label, answer]}")
+    return ", ".join(pairs) or "no mistakes"
+
+
+def plot_layers(run):
+    """Return a Figure of one digit on its way through each model: what comes out of its layers."""
+    if not run.layers:
         return None
-    title = "Weights of the first layer: blue is positive, red negative"
-    figure, all_axes = panels(run, title, len(filters), 3, 3.6, 3.9)
-    for axes, (training, images) in zip(all_axes, filters.items()):
-        count, height, width = images.shape
-        columns = math.ceil(math.sqrt(count))
-        rows = math.ceil(count / columns)
-        space = (0, rows * columns - count), (0, 1 + height // 20), (0, 1 + width // 20)
-        sheet = np.split(np.pad(images, space, constant_values=np.nan), rows)
-        most = np.abs(images).max()
-        axes.imshow(np.vstack([np.hstack(row) for row in sheet]), cmap="RdBu", vmin=-most, vmax=most)
-        axes.set_title(f"{training}: {count} of {height} x {width}", fontsize=9)
+    columns = min(len(run.layers), 4)
+    rows = math.ceil(len(run.layers) / columns)
+    height = max(sum(layer_heights(layers)) for layers in run.layers.values())
+    title = f"One digit on its way through the layers\n{run.data}"
+    figure = new_figure(4 * columns, 0.8 + (height + 0.5) * rows, title)
+    parts = figure.subfigures(rows, columns, squeeze=False).flatten()
+    for part, (name, layers) in zip(parts, run.layers.items()):
+        part.suptitle(name, fontsize=10)
+        panels = part.subplots(len(layers), 1, height_ratios=layer_heights(layers), squeeze=False).flatten()
+        for axes, (layer, values) in zip(panels, layers.items()):
+            draw_layer(axes, layer, values)
     return figure
+
+
+def layer_heights(layers):
+    """Return how high, in inches, each output of a layer is drawn."""
+    heights = []
+    for values in layers.values():
+        if values.ndim == 1:
+            heights.append(0.5)
+        else:
+            rows = math.ceil(min(len(values), MOST_MAPS) / MAPS_IN_A_ROW)
+            heights.append(0.3 + 0.5 * rows)
+    return heights
+
+
+MAPS_IN_A_ROW = 8
+MOST_MAPS = 64  # of a layer, so that no picture grows without bound
+
+
+def draw_layer(axes, layer, values):
+    """Draw an output: maps (C, H, W) side by side, numbers (N,) as a strip, ten probabilities as bars."""
+    axes.set(xticks=[], yticks=[], frame_on=False)
+    shape = " x ".join(str(size) for size in values.shape)
+    axes.set_title(f"{layer.removeprefix('layer ')}: {shape}", fontsize=8)
+    if layer == "probabilities":
+        axes.bar(range(10), values, color=COLORS[0])
+        axes.set_xticks(range(10), range(10), fontsize=7)
+        axes.set_ylim(0, 1)
+    elif values.ndim == 1:
+        axes.imshow(values[None], cmap="gray", aspect="auto")
+    elif layer == "filters":
+        most = np.abs(values).max()
+        axes.imshow(sheet(values[:MOST_MAPS], MAPS_IN_A_ROW), cmap="RdBu", vmin=-most, vmax=most)
+        axes.set_title(f"filters of the first layer: {shape}; blue is positive, red negative", fontsize=8)
+    else:
+        axes.imshow(sheet(values[:MOST_MAPS], MAPS_IN_A_ROW), cmap="gray")
 
 
 def plot_digits(run):
-    """Return a Figure of own digits: as taken, as the models see them, and each model's probabilities."""
-    outputs = {training: arrays for training, arrays in run.first.items() if "digit_logits" in arrays}
-    names, columns = run.digits["names"][:100], 2 + len(outputs)  # more would make too high a picture
-    figure, all_axes = panels(run, "My digits", columns * len(names), columns, 1.7, 1.9)
-    for row, (original, seen, *rest) in enumerate(all_axes.reshape(-1, columns)):
-        original.imshow(run.digits["originals"][row])
-        original.set_title(str(names[row])[:24], fontsize=8)
-        seen.imshow(run.digits["images"][row], cmap="gray", vmin=0, vmax=255)
-        seen.set_title("as the models see it", fontsize=8)
-        for axes, (training, arrays) in zip(rest, outputs.items()):
-            chances = softmax(arrays["digit_logits"][row])
-            axes.bar(range(10), chances, color=np.where(chances == chances.max(), COLORS[1], COLORS[0]))
-            axes.set_title(f"{training}\n{chances.argmax()}: {confidence(chances)}", fontsize=8)
-            axes.set_xticks(range(10), range(10), fontsize=7)
-            axes.set_ylim(0, 1)
+    """Return a Figure of own digits: as taken, as the models see them, and each model's answer."""
+    if not run.digits:
+        return None
+    names = run.digits["names"]
+    columns = 5 if len(names) <= 30 else 10
+    figure, panels = bare_panels(
+        "My digits: the picture, and what the models see", len(names), columns, 2.1, 1.9
+    )
+    for index, axes in enumerate(panels):
+        seen = np.kron(
+            run.digits["images"][index], np.ones((4, 4), dtype=np.uint8)
+        )  # as large as the picture
+        seen = np.stack([seen, seen, seen], axis=2)
+        axes.imshow(np.hstack([run.digits["originals"][index], seen]))
+        axes.set_title(str(names[index])[:30], fontsize=8)
+        answers = digit_answers(run, index)
+        axes.set_xlabel("\n".join(answers), fontsize=7)
+        if any(answer.endswith("wrong") for answer in answers):
+            axes.xaxis.label.set_color(COLORS[1])
     return figure
 
 
-def write_whole(path, write):
-    """Write a file so that it is there whole or not at all: `write` receives the open file."""
-    unfinished = Path(f"{path}.part")
+def digit_answers(run, index):
+    """Return what each model answers to one of the own digits, as texts."""
+    label = re.match(r"([0-9])(?![0-9])", str(run.digits["names"][index]))
+    answers = []
+    for training, outputs in first_outputs(run).items():
+        if "digit_logits" in outputs:
+            probabilities = softmax(outputs["digit_logits"][index])
+            answer = f"{training}: {probabilities.argmax()}, {confidence(probabilities)}"
+            if label:
+                answer += ", right" if int(label[1]) == probabilities.argmax() else ", wrong"
+            answers.append(answer)
+    return answers
+
+
+# All together -----------------------------------------------------------------------------------
+
+
+# The pictures of a run, beside that of each experiment. No experiment can have one of these names.
+PICTURES = {
+    "edit": plot_edit,
+    "comparison": plot_comparison,
+    "images": plot_images,
+    "mistakes": plot_mistakes,
+    "confusion": plot_confusion,
+    "layers": plot_layers,
+    "my_digits": plot_digits,
+}
+
+
+def save_all(run):
+    """Write summary.md and all pictures of a run into its folder. Return what to print about them."""
+    lines = summary(run)
+    edit = edit_lines(run)
+    if edit:
+        lines += ["", *edit]
+    text = "\n".join(lines)
+    all_lines = [*lines, *details(run)]
+    (run.folder / "summary.md").write_text("\n".join(all_lines) + "\n", encoding="utf-8")
+    drawn = []
+    for name, draw in PICTURES.items():
+        figure = draw(run)
+        if figure is not None:
+            figure.savefig(run.folder / f"{name}.png")
+            drawn.append(f"{name}.png")
+    for name in run.stats:
+        plot_experiment(run, name).savefig(run.folder / f"{name}.png")
+        drawn.append(f"{name}.png")
+    pictures = textwrap.wrap(
+        f"In {run.folder}: {', '.join(drawn)}, summary.md", WIDTH, break_long_words=False
+    )
+    return "\n".join(["", text, "", *pictures])
+
+
+def draw_run(folder):
+    """Read a run, compare it with the one before it, and do what `save_all` does."""
+    run = read_run(folder)
+    return save_all(replace(run, before=run_before(run)))
+
+
+def find_folder(argument):
+    """Return the folder of a run, given by its number in results/ or by its path."""
+    if argument.isdecimal():
+        return Path("results") / argument
+    return Path(argument)
+
+
+def main(arguments):
+    """Draw the run with this number or path again, or compare two. Return the exit code."""
     try:
-        with open(unfinished, "wb") as file:
-            write(file)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def save_plots(run):
-    """Write summary.md and all pictures of a run into its folder. Return a text to print: table and paths."""
-    text, every_epoch = summary(run)
-    write_whole(run.folder / "summary.md", lambda file: file.write(f"{text}\n{every_epoch}\n".encode()))
-    pictures = {name: plot_experiment(run, name) for name in run.stats}
-    if run.stats:
-        pictures["comparison"] = plot_comparison([run])
-    if run.outputs:
-        pictures |= {"mistakes": plot_mistakes(run), "confusion": plot_confusion(run)}
-        pictures |= {"filters": plot_filters(run), "my_digits": plot_digits(run) if run.digits else None}
-    paths = {run.folder / f"{name}.png": picture for name, picture in pictures.items() if picture}
-    for path, picture in paths.items():
-        write_whole(path, picture.savefig)
-    return "\n".join(["", text, "", *map(str, paths)])
-
-
-def newest_run(results_dir):
-    """Return the newest folder in `results_dir` with a finished epoch, or raise FileNotFoundError."""
-    for folder in sorted(Path(results_dir).glob("????-??-??_??-??-??"), reverse=True):
-        if any(path.read_bytes().count(b"\n") > 1 for path in folder.glob("*-seed*.csv")):
-            return folder
-    raise FileNotFoundError(f"no run in {results_dir}: first run main.py, or name the folder of a run")
-
-
-def main(folders):
-    """Draw the runs in these folders; without one, the newest in results/. Return the exit code."""
-    try:
-        folders = [Path(folder) for folder in folders] or [newest_run("results")]
-        runs = [read_run(folder, chr(ord("A") + number)) for number, folder in enumerate(folders)]
-        if empty := [str(run.folder) for run in runs if not run.stats]:
-            raise FileNotFoundError(f"{empty[0]} has no <experiment>-seed<k>.csv with a finished epoch")
+        if len(arguments) > 2:
+            raise RunError("name one run to draw it again, or two to compare them")
+        folders = [find_folder(argument) for argument in arguments] or [newest_run("results")]
+        runs = [read_run(folder) for folder in folders]
+        for run in runs:
+            if not run.stats:
+                raise RunError(f"{run.folder} has no <experiment>-seed<k>.csv with a finished epoch")
         if len(runs) == 1:
-            print(save_plots(runs[0]))
-        else:  # the picture belongs to all runs, so it lies beside the first one
-            path = folders[0].parent / f"comparison_{'_'.join(folder.name for folder in folders)[:200]}.png"
-            write_whole(path, plot_comparison(runs).savefig)
-            print(compare(runs), path, sep="\n\n")
-    except (OSError, ValueError) as error:
+            print(draw_run(folders[0]))
+        else:
+            before, after = runs
+            after = replace(after, before=before)
+            print("\n".join(edit_lines(after)))
+            figure = plot_edit(after)
+            if figure is not None:
+                path = after.folder.parent / f"edit_{before.folder.name}_{after.folder.name}.png"
+                figure.savefig(path)
+                print(f"\n{path}")
+    except (OSError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, max_pool2d, relu
 
-from conftest import PROJECT
+from helpers import PROJECT
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
 COUNTS = {
@@ -36,7 +36,7 @@ def test_parameters_of_each_layer(model_class):
 
 
 def test_comments_state_the_parameters_of_their_layers():
-    source = (PROJECT / "model.py").read_text()
+    source = (PROJECT / "model.py").read_text(encoding="utf-8")
     lines = re.findall(r"(nn\.(?:Conv2d|Linear|BatchNorm.d)\(.*?\)),?  # (.*) = ([0-9,]+)\n", source)
     assert len(lines) == 5 + 4 + 8
     for layer, arithmetic, count in lines:

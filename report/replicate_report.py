@@ -1,12 +1,12 @@
 """Measure again what the original report measured, faults included.
 
-    python tests/replicate_report.py
+    python report/replicate_report.py
 
 Trains variations of the three models on the complete MNIST in data/, as the report did, and prints
 the report's figures beside its own, epoch by epoch. Takes four minutes. The report does not state
 all of its settings; these were found by trying, and give its figures.
 
-Its faults, which the README explains:
+Its faults, which report/README.md explains:
 
 * The models end in a softmax, and the cross-entropy applies another one.
 * The batches hold 64 images, not 32 as the report says, always the same ones, in the order of
@@ -17,12 +17,14 @@ Its faults, which the README explains:
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from conftest import PROJECT
+PROJECT = Path(__file__).parent.parent
+sys.path.insert(0, str(PROJECT))
 
 import dataset
 from model import CustomMLP, RegularizedLeNet5

@@ -1,6 +1,6 @@
 """What the scripts cost, measured side by side with other ways to do the same.
 
-    python tests/benchmark.py
+    python report/benchmark.py
 
 Takes eleven to twelve minutes on data/train.tar and data/test.tar, and a few on the sample, which it uses if
 these are not there. Each time is the median of several runs; the two sides take turns.
@@ -27,10 +27,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from conftest import PROJECT, copy_project, idx
+PROJECT = Path(__file__).parent.parent
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 import dataset
 import main
+from helpers import copy_project, idx
 
 RUNS = 3  # of each side
 SHORT_RUNS = 41  # of short epochs: the machine's speed drifts by more than the sides differ
@@ -97,9 +99,9 @@ def torchvision_loader(folder, train, batch_size, augmentation=None):
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
     if augmentation:
         affine = transforms.RandomAffine(
-            augmentation["rotation"],
-            translate=(augmentation["shift"] / 28,) * 2,
-            scale=(1 - augmentation["scaling"], 1 + augmentation["scaling"]),
+            augmentation.rotation,
+            translate=(augmentation.shift / 28, augmentation.shift / 28),
+            scale=(1 - augmentation.scaling, 1 + augmentation.scaling),
             interpolation=transforms.InterpolationMode.BILINEAR,
         )
         transform.transforms.insert(0, affine)
@@ -120,8 +122,8 @@ def long_lenet5(**changes):
 
 def short_epoch(images, **changes):
     """Return a function that trains LeNet5 for one epoch on these images."""
-    loader, model, *rest = main.build(long_lenet5(**changes), images)
-    return lambda: main.train(model, loader, "cpu", nn.CrossEntropyLoss(), *rest)
+    loader, model, optimizer, scheduler = main.build(long_lenet5(**changes), images)
+    return lambda: main.train(model, loader, "cpu", nn.CrossEntropyLoss(), optimizer, scheduler)
 
 
 def compare_steps(train_set):
@@ -143,8 +145,8 @@ def compare_steps(train_set):
 
 def compare_augmentation(train_set):
     images = train_set.subset(slice(SHORT_EPOCH))
-    augmentation = main.EXPERIMENTS["RegularizedLeNet5"].augmentation
-    return side_by_side(short_epoch(images, augmentation=augmentation), short_epoch(images), SHORT_RUNS)
+    with_augmentation = short_epoch(images, transform=main.AUGMENTATION)
+    return side_by_side(with_augmentation, short_epoch(images), SHORT_RUNS)
 
 
 def compare_parsing(tar_path, train_set):
@@ -163,12 +165,10 @@ def train_like_the_example(folder, epochs):
     mnist/main.py: transforms per image, PyTorch's default number of threads."""
     for name, experiment in main.EXPERIMENTS.items():
         model = experiment.model(**experiment.options)
-        train_loader = torchvision_loader(folder, True, main.BATCH_SIZE, experiment.augmentation)
+        train_loader = torchvision_loader(folder, True, main.BATCH_SIZE, experiment.transform)
         test_loader = torchvision_loader(folder, False, 1000)
         rate = experiment.learning_rate
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=rate, momentum=main.MOMENTUM, weight_decay=experiment.weight_decay
-        )
+        optimizer = experiment.optimizer(model.parameters(), lr=rate, **experiment.optimizer_options)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, rate, total_steps=epochs * len(train_loader), cycle_momentum=False
         )
@@ -204,8 +204,9 @@ def compare_workers(folder):
 
 def compare_with_the_example(folder, idx_folder):
     code = f"import benchmark; benchmark.train_like_the_example({str(idx_folder)!r}, {EPOCHS})"
-    theirs = lambda: run_python(["-c", code], PROJECT / "tests")  # noqa: E731
-    return side_by_side(lambda: run_main(folder, None), theirs, 2)
+    return side_by_side(
+        lambda: run_main(folder, None), lambda: run_python(["-c", code], PROJECT / "report"), 2
+    )
 
 
 # Ends every process that has been started for a training at its first step.
@@ -230,8 +231,10 @@ def compare_starts(folder):
         copy_project(Path(project), False, WORKERS="2", DATA_DIR=repr(str(folder)))
         with open(Path(project) / "model.py", "a") as file:
             file.write(STOP)
-        ours = lambda: run_python(["main.py"], project, exit_code=1)  # noqa: E731
-        return side_by_side(ours, lambda: run_python(["-c", bare, *tars], PROJECT))
+        return side_by_side(
+            lambda: run_python(["main.py"], project, exit_code=1),
+            lambda: run_python(["-c", bare, *tars], PROJECT),
+        )
 
 
 def memory(folder):
@@ -282,8 +285,32 @@ def loading(folder, images, labels):
     return [statistics.median(map(float, side)) for side in zip(*runs)]
 
 
-def print_row(number, what, ours, theirs, ratio, target):
-    print(f"| {number} | {what} | {ours} | {theirs} | {ratio} | {target} |", flush=True)
+def print_row(*cells):
+    print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
+
+
+def print_times(number, what, target, times):
+    """Print a row that compares two times, from what `side_by_side` returns."""
+    ours, theirs, ratio = times
+    print_row(number, what, f"{ours:.2f} s", f"{theirs:.2f} s", f"{ratio:.3f}", target)
+
+
+def print_memory(folder, temporary, train_set):
+    """Print the rows on memory, and those that compare ten times as many images with a tenth."""
+    # one process that does everything; the peak of one that it started would contain its own
+    what = "peak memory of a training beyond the imports"
+    print_row(8, what, f"{memory(folder):.0f} MB", "", "", "<= 150 MB")
+    two, one = shared_memory(folder, 2), shared_memory(folder, 1)
+    what = "memory of all processes, WORKERS = 2 / 1"
+    print_row(9, what, f"{two:.0f} MB", f"{one:.0f} MB", f"{two / one:.2f}", "<= 1.3")
+    tenth = train_set.subset(slice(len(train_set) // 10))
+    few_seconds, few_megabytes = loading(temporary, tenth.images, tenth.labels)
+    seconds, megabytes = loading(temporary, train_set.images, train_set.labels)
+    images = f"{len(train_set):,} / {len(tenth):,} images"
+    ratio = f"{seconds / few_seconds:.1f}"
+    print_row(10, f"loading time, {images}", f"{seconds:.2f} s", f"{few_seconds:.2f} s", ratio, "10")
+    ratio = f"{megabytes / few_megabytes:.1f}"
+    print_row(10, f"loading memory, {images}", f"{megabytes:.0f} MB", f"{few_megabytes:.0f} MB", ratio, "10")
 
 
 def measure():
@@ -296,59 +323,23 @@ def measure():
     print(f"{len(train_set):,} training images, {os.cpu_count()} cores, torch {torch.__version__}\n")
     print_row("", "measured", "ours", "other", "ratio", "target")
     print_row(*["---"] * 6)
-    with tempfile.TemporaryDirectory() as idx_folder:
-        write_idx(idx_folder, train_set, test_set)
-        for number, (what, target, times) in enumerate(
-            (
-                (
-                    "one pass through the loader / torchvision's",
-                    "<= 0.03",
-                    lambda: compare_loaders(idx_folder, train_set),
-                ),
-                (
-                    "one epoch of train(), 4,000 images / bare loop over cut batches",
-                    "<= 1.05",
-                    lambda: compare_steps(train_set),
-                ),
-                (
-                    "MNIST(train.tar) / tarfile and Pillow",
-                    "<= 1.1",
-                    lambda: compare_parsing(folder / "train.tar", train_set),
-                ),
-                (
-                    "one epoch of train(), 4,000 images, with / without augmentation",
-                    "<= 1.2",
-                    lambda: compare_augmentation(train_set),
-                ),
-                (f"main.py, {EPOCHS} epochs, WORKERS = 2 / 1", "<= 0.70", lambda: compare_workers(folder)),
-                (
-                    f"main.py, {EPOCHS} epochs / as in pytorch/examples",
-                    "<= 0.40",
-                    lambda: compare_with_the_example(folder, idx_folder),
-                ),
-                (
-                    "main.py until its first steps / import torch and MNIST() of both tars",
-                    "<= 1.3",
-                    lambda: compare_starts(folder),
-                ),
-            ),
-            start=1,
-        ):
-            ours, theirs, ratio = times()
-            print_row(number, what, f"{ours:.2f} s", f"{theirs:.2f} s", f"{ratio:.3f}", target)
-        # one process that does everything; the peak of one that it started would contain its own
-        print_row(
-            8, "peak memory of a training beyond the imports", f"{memory(folder):.0f} MB", "", "", "<= 150 MB"
+    with tempfile.TemporaryDirectory() as temporary:
+        write_idx(temporary, train_set, test_set)
+        print_times(
+            1, "one pass through the loader / torchvision's", "<= 0.03", compare_loaders(temporary, train_set)
         )
-        two, one = (shared_memory(folder, workers) for workers in (2, 1))
-        what = "memory of all processes, WORKERS = 2 / 1"
-        print_row(9, what, f"{two:.0f} MB", f"{one:.0f} MB", f"{two / one:.2f}", "<= 1.3")
-        tenth = len(train_set) // 10
-        few = loading(idx_folder, train_set.images[:tenth], train_set.labels[:tenth])
-        all_ = loading(idx_folder, train_set.images, train_set.labels)
-        for what, unit, ten, one in zip(("time", "memory"), ("s", "MB"), all_, few):
-            what = f"loading {what}, {len(train_set):,} / {tenth:,} images"
-            print_row(10, what, f"{ten:.2f} {unit}", f"{one:.2f} {unit}", f"{ten / one:.1f}", "10")
+        what = "one epoch of train(), 4,000 images / bare loop over batches made before"
+        print_times(2, what, "<= 1.05", compare_steps(train_set))
+        what = "MNIST(train.tar) / tarfile and Pillow"
+        print_times(3, what, "<= 1.1", compare_parsing(folder / "train.tar", train_set))
+        what = "one epoch of train(), 4,000 images, with / without augmentation"
+        print_times(4, what, "<= 1.2", compare_augmentation(train_set))
+        print_times(5, f"main.py, {EPOCHS} epochs, WORKERS = 2 / 1", "<= 0.70", compare_workers(folder))
+        what = f"main.py, {EPOCHS} epochs / as in pytorch/examples"
+        print_times(6, what, "<= 0.40", compare_with_the_example(folder, temporary))
+        what = "main.py until its first steps / import torch and MNIST() of both tars"
+        print_times(7, what, "<= 1.3", compare_starts(folder))
+        print_memory(folder, temporary, train_set)
 
 
 if __name__ == "__main__":

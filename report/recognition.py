@@ -1,6 +1,6 @@
 """How well are digits recognized that come from a picture instead of a tar?
 
-    python tests/recognition.py [FOLDER]
+    python report/recognition.py [FOLDER]
 
 Redraws 2,000 test digits of data/test.tar on paper, reads them with `read_digit`, and prints the
 accuracy of the models of a run (by default the newest in results/) on the originals, on the
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from conftest import PROJECT
+PROJECT = Path(__file__).parent.parent
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 import dataset
 import plot
+from helpers import PAPERS, paper
 from model import CustomMLP, LeNet5, RegularizedLeNet5
-from test_dataset import PAPERS, paper
 
 COUNT = 2000
 
@@ -67,4 +68,7 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else plot.newest_run(PROJECT / "results"))
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        main(plot.newest_run(PROJECT / "results", "RegularizedLeNet5-seed0.pt"))

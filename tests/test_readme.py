@@ -1,0 +1,111 @@
+"""What the READMEs state: snippets and rows to copy, arithmetic, numbers of parameters, links."""
+
+import math
+import re
+
+import pytest
+
+import dataset
+import main
+from helpers import PROJECT, paper, run
+from model import CustomMLP, LeNet5, RegularizedLeNet5
+
+TEXTS = {}
+for path in (PROJECT / "README.md", PROJECT / "data" / "README.md", PROJECT / "report" / "README.md"):
+    TEXTS[str(path.relative_to(PROJECT).as_posix())] = path.read_text(encoding="utf-8")
+ALL_TEXTS = "\n".join(TEXTS.values())
+
+
+def blocks(text, language):
+    """The blocks of code in a text, marked with this language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def calculations():
+    """(left side, right side) of every `calculation = number`."""
+    return re.findall(r"`([^`=\n]*[0-9][^`=\n]*) = ([0-9][0-9.,]*)`", ALL_TEXTS)
+
+
+@pytest.mark.parametrize("left, right", calculations())
+def test_arithmetic(left, right):
+    value = eval(left.replace(",", "").replace(" x ", " * "), {"ln": math.log, "e": math.e})
+    decimals = len(right.partition(".")[2])
+    assert round(value, decimals) == float(right.replace(",", ""))
+
+
+def test_the_findings_on_the_original_report_are_calculated():
+    lefts, rights = zip(*calculations())
+    assert {*lefts} >= {
+        "2.3026 / 0.0360",
+        "(ln(e + 9) - 1) / 64",
+        "1135 / 10000",
+        "6742 / 60000",
+        "0.9834 - 0.9688",
+    }
+    assert {*rights} >= {"64", "2.3026", "0.0360", "1.4612", "0.0228", "0.1135", "0.1124"}
+
+
+def rows_of_tables():
+    """The rows of all tables, as lists of cells."""
+    lines = re.findall(r"^\|.*\|$", ALL_TEXTS, re.MULTILINE)
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("model_class", [LeNet5, CustomMLP, RegularizedLeNet5])
+def test_numbers_of_parameters_are_those_of_the_models(model_class):
+    total = sum(parameter.numel() for parameter in model_class().parameters())
+    stated = [row for row in rows_of_tables() if row[0] == model_class.__name__ and f"{total:,}" in row]
+    assert stated
+    calculated = [row for row in rows_of_tables() if len(row) == 4 and re.search(r"\d x \d|\+ 1\) x", row[2])]
+    assert calculated
+    for _, _, calculation, count in calculated:
+        assert eval(calculation.replace("x", "*").replace(",", "")) == int(count.replace(",", ""))
+
+
+def rows_to_copy():
+    """Every block that holds rows of EXPERIMENTS, as the table that it makes."""
+    tables = []
+    for block in re.findall(r"```\w*\n(.*?)```", ALL_TEXTS, re.DOTALL):
+        if re.search(r'^    (".*": |\*\*\{.*)Experiment\(', block, re.MULTILINE):
+            names = dict(vars(main))
+            if "EXPERIMENTS = " not in block:
+                block = "EXPERIMENTS = {\n" + block + "}"
+            exec(block, names)
+            tables.append(names["EXPERIMENTS"])
+    return tables
+
+
+@pytest.mark.parametrize("table", rows_to_copy(), ids=str)
+def test_rows_to_copy_can_be_trained(monkeypatch, train_set, table):
+    for name, row in main.EXPERIMENTS.items():
+        if name in table:  # it is the row of main.py
+            assert table[name] == row
+    monkeypatch.setattr(main, "EXPERIMENTS", table)
+    main.check_constants()
+    main.rehearse(train_set)
+
+
+def test_there_are_rows_to_copy():
+    assert len(rows_to_copy()) > 1
+
+
+def test_links_lead_somewhere():
+    for name, text in TEXTS.items():
+        for link in re.findall(r"\]\(([^)#]+)", text):
+            if not link.startswith("http"):
+                assert (PROJECT / name).parent.joinpath(link).exists(), link
+
+
+def test_recipe_for_a_tar_of_own_images(tmp_path, test_set):
+    (recipe,) = blocks(TEXTS["data/README.md"], "python")
+    for part in ("train", "test"):
+        for index in range(3):
+            folder = tmp_path / "photos" / part / str(test_set.labels[index].item())
+            folder.mkdir(parents=True, exist_ok=True)
+            paper(test_set.images[index].numpy()).save(folder / f"{index}.png")
+    twice = f"import sys; sys.path.append({str(PROJECT)!r})\nfor _ in range(2): exec({recipe!r}, {{}})"
+    process = run(tmp_path, "-c", twice)
+    # neither MNIST nor an earlier tar of one's own is overwritten
+    assert process.returncode == 1 and "FileExistsError" in process.stderr
+    (tar,) = tmp_path.rglob("train.tar")
+    assert sorted(dataset.MNIST(tar).labels.tolist()) == sorted(test_set.labels[:3].tolist())
