@@ -17,11 +17,18 @@ import dataset
 
 PROJECT = Path(__file__).parent.parent
 
-# All ways to the internet closed, and a warning is an error: a user should see none.
+# A warning that a user would see is an error. So is a file that we open without an encoding, which
+# differs between computers.
+FILTERS = ["error::UserWarning", "error::RuntimeWarning", "error::FutureWarning", "ignore::DeprecationWarning"]
+for module in ("__main__", "__mp_main__", "dataset", "model", "plot"):
+    FILTERS.append(f"error::EncodingWarning:{module}")
+
+# All ways to the internet closed.
 ENVIRONMENT = {
     "http_proxy": "http://127.0.0.1:9",
     "https_proxy": "http://127.0.0.1:9",
-    "PYTHONWARNINGS": "error",
+    "PYTHONWARNDEFAULTENCODING": "1",
+    "PYTHONWARNINGS": ",".join(FILTERS),
 }
 # Without these, Python or a library does not start on Windows.
 for name in ("SYSTEMROOT", "TEMP", "USERPROFILE"):

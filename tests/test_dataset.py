@@ -561,7 +561,7 @@ def test_digits_without_training_images_are_named(train_set, test_set):
 
 
 def test_bad_tars_are_errors_that_name_the_tar(tmp_path):
-    (tmp_path / "text.tar").write_text("no tar")
+    (tmp_path / "text.tar").write_text("no tar", encoding="utf-8")
     make_tar(tmp_path / "empty.tar", [("train/", None)])
     (tmp_path / "folder.tar").mkdir()
     (tmp_path / "nothing.tar").touch()
@@ -797,7 +797,7 @@ def test_read_digits_names_and_passes_over_what_is_no_digit(tmp_path, test_set, 
     assert dataset.read_digits(tmp_path / "nowhere") == {} == dataset.read_digits(tmp_path)
     for index, name in enumerate(("b.png", "a.png")):
         paper(test_set.images[index].numpy()).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     digits = dataset.read_digits(tmp_path)
     assert digits["names"].tolist() == ["a.png", "b.png"]

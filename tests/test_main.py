@@ -349,7 +349,7 @@ def test_names_that_are_no_file_names_are_refused(monkeypatch, small_run, capsys
     assert repr(name) in line
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:Glyph")
 def test_strange_names_are_plotted_as_written(monkeypatch, small_run, capsys):
     names = ("_hidden $x^2$ {", "5% of 100_000", "é" * 100)
     monkeypatch.setattr(main, "EXPERIMENTS", dict.fromkeys(names, Experiment(CustomMLP, 0.01, epochs=1)))
@@ -480,7 +480,7 @@ def test_warnings_about_the_data_are_printed(small_run, capsys, train_set):
 
 def test_unreadable_pictures_are_named_and_the_run_goes_on(small_run, capsys, test_set):
     (small_run / "digits").mkdir()
-    (small_run / "digits" / "notes.txt").write_text("no picture")
+    (small_run / "digits" / "notes.txt").write_text("no picture", encoding="utf-8")
     paper(test_set.images[0].numpy()).save(small_run / "digits" / "seven.png")
     assert main.main() == 0
     (line,) = capsys.readouterr().err.splitlines()

@@ -96,7 +96,7 @@ def test_read_run_gives_the_numbers_in_the_order_of_the_settings(folder):
 def test_seeds_are_ordered_as_numbers_and_other_files_passed_over(tmp_path):
     for seed in (10, 9):
         write_csv(tmp_path / f"A-seed1-seed{seed}.csv", MLP[0])
-    (tmp_path / "A-seedx.csv").write_text("what is this")
+    (tmp_path / "A-seedx.csv").write_text("what is this", encoding="utf-8")
     stats = plot.read_run(tmp_path).stats
     assert {name: list(seeds) for name, seeds in stats.items()} == {"A-seed1": [9, 10]}
 
