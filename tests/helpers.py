@@ -19,7 +19,8 @@ PROJECT = Path(__file__).parent.parent
 
 # A warning that a user would see is an error. So is a file that we open without an encoding, which
 # differs between computers.
-FILTERS = ["error::UserWarning", "error::RuntimeWarning", "error::FutureWarning", "ignore::DeprecationWarning"]
+FILTERS = ["error::UserWarning", "error::RuntimeWarning", "error::FutureWarning"]
+FILTERS += ["ignore::DeprecationWarning", "ignore::EncodingWarning"]  # which a user does not see
 for module in ("__main__", "__mp_main__", "dataset", "model", "plot"):
     FILTERS.append(f"error::EncodingWarning:{module}")
 

@@ -1,6 +1,7 @@
 """The training, and the whole program as a user runs it."""
 
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -492,12 +493,10 @@ def test_unreadable_pictures_are_named_and_the_run_goes_on(small_run, capsys, te
 
 def test_results_folder_that_cannot_be_made_is_named(monkeypatch, small_run, capsys):
     (small_run / "file").touch()
-    (small_run / "link").symlink_to(small_run / "gone")
-    for name in ("file", "link"):
-        monkeypatch.setattr(main, "RESULTS_DIR", small_run / name)
-        assert main.main() == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert str(small_run / name) in line
+    monkeypatch.setattr(main, "RESULTS_DIR", small_run / "file")
+    assert main.main() == 2
+    (line,) = own_lines(capsys.readouterr().err)
+    assert str(small_run / "file") in line
 
 
 def test_same_seed_same_figures_to_the_last_digit(tmp_path, train_set, test_set):
@@ -515,11 +514,14 @@ def test_same_seed_same_figures_to_the_last_digit(tmp_path, train_set, test_set)
     assert all(torch.equal(weights[key], same_weights[key]) for key in weights)
 
 
-@pytest.mark.parametrize("platform", ["linux", "darwin"])
+NEEDS_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+
+
+@pytest.mark.parametrize("platform", [pytest.param("linux", marks=NEEDS_FORK), "darwin", "win32"])
 def test_figures_do_not_depend_on_the_workers(monkeypatch, tmp_path, train_set, test_set, platform):
     # elsewhere than on Linux, processes are spawned instead of forked
     monkeypatch.setattr(main.sys, "platform", platform)
-    names = EXPERIMENTS if platform == "linux" else EXPERIMENTS[1:]
+    names = EXPERIMENTS if platform == "linux" else EXPERIMENTS[1:]  # all three, or two
     few = train_set.subset(slice(1000))
     for workers in (1, 2):
         folder = tmp_path / str(workers)
