@@ -400,24 +400,37 @@ def open_picture(path):
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def read_digits(folder):
-    """Read every picture in a folder with `read_digit`, in the order of their names.
+def pictures_in(folder):
+    """Return the paths of all files in a folder, ordered by name, none if there is no such folder."""
+    return sorted(Path(folder).glob("[!.]*"))
+
+
+def read_digits(paths):
+    """Read pictures of own digits with `read_digit`.
 
     Returns a dict of arrays: names (M,); images, uint8 (M, 28, 28); originals, uint8
-    (M, 112, 112, 3), thumbnails. It is empty if there is no folder or no picture in it.
+    (M, 112, 112, 3), thumbnails. It is empty if no picture can be read.
     A picture that can't be read is named on standard error and left out.
     """
-    found = []
-    for path in sorted(Path(folder).glob("[!.]*")):
+    names = []
+    images = []
+    originals = []
+    for path in map(Path, paths):
         try:
-            if not path.is_file():  # opening a pipe would wait forever
+            if path.exists() and not path.is_file():  # opening a pipe would wait forever
                 raise DataError(f"{path} is not a file")
-            original = ImageOps.pad(open_picture(path), (112, 112), color="white")
-            found.append((path.name, read_digit(path).numpy(), np.asarray(original)))
+            image = read_digit(path).numpy()
+            original = np.asarray(ImageOps.pad(open_picture(path), (112, 112), color="white"))
         except Exception as error:  # Pillow raises many kinds
             reason = str(error) if str(path) in str(error) else f"{path}: {error}"
             print(f"warning: {' '.join(reason.split())}", file=sys.stderr)
-    return dict(zip(("names", "images", "originals"), map(np.stack, zip(*found))))
+            continue
+        names.append(path.name)
+        images.append(image)
+        originals.append(original)
+    if not names:
+        return {}
+    return {"names": np.array(names), "images": np.stack(images), "originals": np.stack(originals)}
 
 
 def read_tar(tar_path):

@@ -4,6 +4,10 @@
 
 prints a line per epoch, then a table, and draws the curves. Every run gets its own folder: results/1,
 results/2, ... Edit the constants below and run it again: it says and draws what your edit did.
+
+    python main.py photo.jpg ...
+
+asks the models of the newest finished run which digits these pictures show.
 """
 
 import csv
@@ -640,7 +644,7 @@ def main():
         check_constants()
         say(f"Reading the images in {DATA_DIR} ...")
         train_set, test_set, data = dataset.load_data(DATA_DIR, VALIDATION_IMAGES)
-        digits = dataset.read_digits(DIGITS_DIR)
+        digits = dataset.read_digits(dataset.pictures_in(DIGITS_DIR))
         rehearsed = rehearse(train_set)
         folder = start_run(data, digits, code, train_set, rehearsed)
     except (OSError, TypeError, ValueError) as error:
@@ -676,6 +680,48 @@ def main():
     return exit_code
 
 
+def ask(paths):
+    """Print and draw what the models of the newest finished run answer to pictures of digits. Return the
+    exit code: 0, 1 if a picture or a model had to be left out, 2 if there is nothing to ask."""
+    torch.set_num_threads(1)
+    try:
+        run = plot.newest_finished_run(RESULTS_DIR)
+    except (OSError, plot.RunError) as error:
+        say(f"error: {describe(error)}", sys.stderr)
+        return 2
+    digits = dataset.read_digits(paths)
+    if not digits:
+        return 2
+    images = dataset.normalize(torch.from_numpy(digits["images"]))
+    logits = {}
+    for name, experiment in EXPERIMENTS.items():
+        try:
+            model = load_model(name, experiment, run)
+            logits[name] = predict(model, [(images, None)], "cpu").numpy()
+        except UserError as error:
+            say(f"error: {describe(error)}", sys.stderr)
+    if not logits:
+        return 2
+    say("\n".join(plot.digit_table(digits, logits)))
+    picture = Path(RESULTS_DIR) / "my_digits.png"
+    plot.draw_digits(digits, logits).savefig(picture)
+    say(f"\nThe models are those of {run.folder}. {picture} shows what they saw.")
+    return 0 if len(logits) == len(EXPERIMENTS) and len(digits["names"]) == len(paths) else 1
+
+
+def load_model(name, experiment, run):
+    """Return the model that a run has trained with its first seed. Raises UserError if a row of EXPERIMENTS
+    no longer fits its weights."""
+    path = run.folder / f"{name}-seed{run.settings['SEEDS'][0]}.pt"
+    try:
+        model = experiment.model(**experiment.options)
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"EXPERIMENTS[{name!r}] in main.py does not fit {path}: {reason}") from error
+
+
 def interrupt(number, frame):
     """Handle the first Ctrl-C or SIGTERM. Later ones must not disturb the clean-up."""
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -688,9 +734,11 @@ if __name__ == "__main__":
         sys.stdout.reconfigure(errors="replace")  # a terminal without "±" still gets its table
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    if len(sys.argv) > 1:
-        sys.exit(__doc__)
+    if any(argument.startswith("-") for argument in sys.argv):
+        sys.exit(__doc__)  # there are no options
     try:
+        if len(sys.argv) > 1:
+            sys.exit(ask(sys.argv[1:]))
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)

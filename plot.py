@@ -242,16 +242,28 @@ def newest_run(results_dir, file="*-seed*.csv"):
     raise FileNotFoundError(f"no run in {results_dir} has a file {file}: first run main.py")
 
 
+def finished_runs(folders):
+    """Return the Runs of these folders whose trainings have all finished, the newest first, one by one."""
+    for folder in reversed(folders):
+        run = read_run(folder)
+        if run.stats and all(is_finished(run, name) for name in run.settings["EXPERIMENTS"]):
+            yield run
+
+
+def newest_finished_run(results_dir):
+    """Return the newest Run whose trainings have all finished. Raises FileNotFoundError if there is none."""
+    for run in finished_runs(run_folders(results_dir)):
+        return run
+    raise FileNotFoundError(f"no run in {results_dir} has finished: first run main.py")
+
+
 def run_before(run):
     """Return the newest Run before this one that has finished, on the same data, or None."""
     folders = run_folders(run.folder.parent)
-    if run.folder not in folders:
-        return None
-    for folder in reversed(folders[: folders.index(run.folder)]):
-        before = read_run(folder)
-        finished = before.stats and all(is_finished(before, name) for name in before.settings["EXPERIMENTS"])
-        if finished and same_data(before, run):
-            return before
+    if run.folder in folders:
+        for before in finished_runs(folders[: folders.index(run.folder)]):
+            if same_data(before, run):
+                return before
     return None
 
 
@@ -511,7 +523,7 @@ def row_changes(before, after):
     constants = set()
     for name, values in constant_changes(before, after).items():
         constants.add((last_word(name).lower(), values))
-    rows = {}
+    rows = {name: ["removed"] for name in before["EXPERIMENTS"] if name not in after["EXPERIMENTS"]}
     for name, new_row in after["EXPERIMENTS"].items():
         old_row = before["EXPERIMENTS"].get(name)
         if old_row is None:
@@ -823,9 +835,15 @@ def finish_axes(axes, quantity):
         mark_guessing(axes, LOSS_OF_GUESSING)
     else:
         axes.set_ylabel("accuracy in %, stretched")
-        axes.yaxis.set_major_formatter(lambda error, _: f"{100 - error:g}")
+        axes.yaxis.set_major_formatter(accuracy_label)
         axes.yaxis.set_inverted(True)
         mark_guessing(axes, 90)
+
+
+def accuracy_label(error, position):
+    """Return what an axis of errors says at a tick."""
+    at_least = "\u2265 " if error <= LEAST_ERROR else ""
+    return f"{at_least}{100 - error:g}"
 
 
 def mark_guessing(axes, value):
@@ -936,7 +954,7 @@ def plot_confusion(run):
     """Return a Figure that counts the answers to each label; only mistakes are coloured."""
     if not run.outputs:
         return None
-    figure, panels = bare_panels(f"Confusion matrices\n{run.data}", len(run.outputs), 3, 3.6, 3.8)
+    figure, panels = bare_panels(f"Confusion matrices\n{run.data}", len(run.outputs), 3, 3.6, 3.95)
     matrices = {}
     for training, outputs in first_outputs(run).items():
         pairs = 10 * outputs["labels"] + outputs["answers"]
@@ -950,7 +968,7 @@ def plot_confusion(run):
             weight = "bold" if label == answer else "normal"
             axes.text(answer, label, count or "", ha="center", va="center", fontsize=7, weight=weight)
         axes.set(xticks=range(10), yticks=range(10), ylabel="label")
-        axes.set_xlabel(f"answer\n{most_frequent(mistakes)}")
+        axes.set_xlabel(f"answer\nmost frequent: {most_frequent(mistakes)}", fontsize=9)
         axes.set_title(training, fontsize=9)
     return figure
 
@@ -1009,7 +1027,7 @@ def draw_layer(axes, layer, values):
         axes.set_xticks(range(10), range(10), fontsize=7)
         axes.set_ylim(0, 1)
     elif values.ndim == 1:
-        axes.imshow(values[None], cmap="gray", aspect="auto")
+        axes.imshow(values[None], cmap="viridis", aspect="auto")
     elif layer == "filters":
         most = np.abs(values).max()
         axes.imshow(sheet(values[:MOST_MAPS], MAPS_IN_A_ROW), cmap="RdBu", vmin=-most, vmax=most)
@@ -1022,37 +1040,55 @@ def plot_digits(run):
     """Return a Figure of own digits: as taken, as the models see them, and each model's answer."""
     if not run.digits:
         return None
-    names = run.digits["names"]
-    columns = 5 if len(names) <= 30 else 10
+    logits = {}
+    for name, seeds in run.outputs.items():
+        outputs = seeds[min(seeds)]
+        if "digit_logits" in outputs:
+            logits[name] = outputs["digit_logits"]
+    return draw_digits(run.digits, logits)
+
+
+def draw_digits(digits, logits):
+    """Return a Figure of digits, see `dataset.read_digits`, with the answers of {model: logits (M, 10)}."""
+    count = len(digits["names"])
+    columns = 5 if count <= 30 else 10
+    height = 1.7 + 0.12 * len(logits)
     figure, panels = bare_panels(
-        "My digits: the picture, and what the models see", len(names), columns, 2.1, 1.9
+        "My digits: the picture, and what the models see", count, columns, 2.4, height
     )
     for index, axes in enumerate(panels):
-        seen = np.kron(
-            run.digits["images"][index], np.ones((4, 4), dtype=np.uint8)
-        )  # as large as the picture
+        seen = np.kron(digits["images"][index], np.ones((4, 4), dtype=np.uint8))  # as large as the picture
         seen = np.stack([seen, seen, seen], axis=2)
-        axes.imshow(np.hstack([run.digits["originals"][index], seen]))
-        axes.set_title(str(names[index])[:30], fontsize=8)
-        answers = digit_answers(run, index)
-        axes.set_xlabel("\n".join(answers), fontsize=7)
-        if any(answer.endswith("wrong") for answer in answers):
+        axes.imshow(np.hstack([digits["originals"][index], seen]))
+        axes.set_title(str(digits["names"][index])[:30], fontsize=8)
+        answers = digit_answers(digits, logits, index)
+        lines = [f"{model}: {answer}" for model, answer in answers.items()]
+        axes.set_xlabel("\n".join(lines), fontsize=7)
+        if "wrong" in " ".join(answers.values()):
             axes.xaxis.label.set_color(COLORS[1])
     return figure
 
 
-def digit_answers(run, index):
-    """Return what each model answers to one of the own digits, as texts."""
-    label = re.match(r"([0-9])(?![0-9])", str(run.digits["names"][index]))
-    answers = []
-    for training, outputs in first_outputs(run).items():
-        if "digit_logits" in outputs:
-            probabilities = softmax(outputs["digit_logits"][index])
-            answer = f"{training}: {probabilities.argmax()}, {confidence(probabilities)}"
-            if label:
-                answer += ", right" if int(label[1]) == probabilities.argmax() else ", wrong"
-            answers.append(answer)
+def digit_answers(digits, logits, index):
+    """Return {model: its answer to one digit, with its probability, as a text}. If the picture's name
+    begins with the true digit, as 7.png or 7_a.jpg, the text says whether the answer is right."""
+    label = re.match(r"([0-9])(?![0-9])", str(digits["names"][index]))
+    answers = {}
+    for model, model_logits in logits.items():
+        probabilities = softmax(model_logits[index])
+        answer = probabilities.argmax()
+        answers[model] = f"{answer} ({confidence(probabilities)})"
+        if label:
+            answers[model] += " right" if int(label[1]) == answer else " wrong"
     return answers
+
+
+def digit_table(digits, logits):
+    """Return the answers of all models to all digits as the lines of a table."""
+    table = [["picture", *logits]]
+    for index, name in enumerate(digits["names"]):
+        table.append([str(name), *digit_answers(digits, logits, index).values()])
+    return markdown(table)
 
 
 # All together -----------------------------------------------------------------------------------
@@ -1076,7 +1112,6 @@ def save_all(run):
     edit = edit_lines(run)
     if edit:
         lines += ["", *edit]
-    text = "\n".join(lines)
     all_lines = [*lines, *details(run)]
     (run.folder / "summary.md").write_text("\n".join(all_lines) + "\n", encoding="utf-8")
     drawn = []
@@ -1087,11 +1122,9 @@ def save_all(run):
             drawn.append(f"{name}.png")
     for name in run.stats:
         plot_experiment(run, name).savefig(run.folder / f"{name}.png")
-        drawn.append(f"{name}.png")
-    pictures = textwrap.wrap(
-        f"In {run.folder}: {', '.join(drawn)}, summary.md", WIDTH, break_long_words=False
-    )
-    return "\n".join(["", text, "", *pictures])
+    files = f"In {run.folder}: {', '.join(drawn)}, a picture of each experiment, summary.md"
+    lines += ["", *textwrap.wrap(files, WIDTH, break_long_words=False)]
+    return "\n".join(["", *lines])
 
 
 def draw_run(folder):

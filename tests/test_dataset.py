@@ -794,12 +794,12 @@ def test_paper_without_a_digit_is_an_error_that_names_the_file(tmp_path, noise):
 
 
 def test_read_digits_names_and_passes_over_what_is_no_digit(tmp_path, test_set, capsys):
-    assert dataset.read_digits(tmp_path / "nowhere") == {} == dataset.read_digits(tmp_path)
+    assert dataset.pictures_in(tmp_path / "nowhere") == [] and dataset.read_digits([]) == {}
     for index, name in enumerate(("b.png", "a.png")):
         paper(test_set.images[index].numpy()).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     (tmp_path / "folder").mkdir()
-    digits = dataset.read_digits(tmp_path)
+    digits = dataset.read_digits(dataset.pictures_in(tmp_path))
     assert digits["names"].tolist() == ["a.png", "b.png"]
     assert torch.equal(torch.from_numpy(digits["images"][1]), dataset.read_digit(tmp_path / "b.png"))
     assert digits["originals"].shape == (2, 112, 112, 3)

@@ -140,17 +140,49 @@ def test_prints_every_epoch_the_table_and_the_pictures(finished, results):
             assert f"{float(row['val_accuracy']):.2%}" in line and f"{float(row['train_loss']):.4f}" in line
     assert (results / "summary.md").read_text(encoding="utf-8").partition("\n\n## ")[0] in out
     for path in results.glob("*.png"):
-        assert path.name in out
+        assert path.name in out or path.stem in EXPERIMENTS
     for model_class in (LeNet5, CustomMLP, RegularizedLeNet5):
         assert f"{sum(parameter.numel() for parameter in model_class().parameters()):,}" in out
     assert max(len(line) for line in out.splitlines()) <= 100
     assert own_lines(finished[1].stderr) == []
 
 
-def test_arguments_print_the_help_and_train_nothing(finished):
+def test_options_print_the_help_and_train_nothing(finished):
     process = run(finished[0], "main.py", "--epochs", "3")
     assert process.returncode != 0 and "python main.py" in process.stderr
     assert results_of(finished[0])  # the only run
+
+
+def test_trained_models_are_asked_without_training_again(finished, results):
+    (finished[0] / "0_mine.png").write_bytes((finished[0] / "data" / "my_digits" / "0.png").read_bytes())
+    process = run(finished[0], "main.py", "0_mine.png", "data/my_digits/1.png")
+    assert process.returncode == 0, process.stderr
+    run_digits = plot.read_run(results)
+    logits = {name: seeds[0]["digit_logits"] for name, seeds in run_digits.outputs.items()}
+    for index in range(2):  # the same answers as those of the run
+        for answer in plot.digit_answers(run_digits.digits, logits, index).values():
+            assert answer in process.stdout
+    assert " right" in process.stdout
+    picture = finished[0] / "results" / "my_digits.png"
+    assert picture.stat().st_size > 10_000 and str(Path("results") / "my_digits.png") in process.stdout
+    picture.unlink()
+
+
+def test_what_cannot_be_asked_is_named(monkeypatch, finished, capsys):
+    monkeypatch.setattr(main, "RESULTS_DIR", str(finished[0] / "results"))
+    digit = str(finished[0] / "data" / "my_digits" / "0.png")
+    rows = {"LeNet5": Experiment(CustomMLP, 0.01), "CustomMLP": Experiment(CustomMLP, 0.01)}
+    monkeypatch.setattr(main, "EXPERIMENTS", rows)
+    assert main.ask([digit, "nowhere.png"]) == 1
+    printed = capsys.readouterr()
+    picture, row = own_lines(printed.err)
+    assert "nowhere.png" in picture and "'LeNet5'" in row
+    assert "CustomMLP" in printed.out and "| LeNet5" not in printed.out
+    assert main.ask(["nowhere.png"]) == 2
+    monkeypatch.setattr(main, "RESULTS_DIR", str(finished[0] / "nothing"))
+    assert main.ask([digit]) == 2
+    assert "nothing" in capsys.readouterr().err
+    (finished[0] / "results" / "my_digits.png").unlink()
 
 
 def test_plot_rebuilds_all_that_a_run_made(finished, results, monkeypatch):

@@ -597,17 +597,21 @@ def write_digits(folder, names):
 def test_digits_show_picture_prepared_image_and_answers(folder):
     write_digits(folder, ["a.png", "$b$.png", "7.png", "2_a.jpg", "28.png"])
     run = plot.read_run(folder)
+    logits = {"LeNet": run.outputs["LeNet"][0]["digit_logits"]}
     probability = np.exp(5) / (np.exp(5) + 9)
-    answer = f"LeNet, seed 0: 7, {100 * probability - 0.005:.2f}%"  # rounded down
-    expected = [[answer], [answer], [f"{answer}, right"], [f"{answer}, wrong"], [answer]]
-    assert [plot.digit_answers(run, index) for index in range(5)] == expected
+    answer = f"7 ({100 * probability - 0.005:.2f}%)"  # rounded down
+    expected = [answer, answer, f"{answer} right", f"{answer} wrong", answer]
+    for index, text in enumerate(expected):
+        assert plot.digit_answers(run.digits, logits, index) == {"LeNet": text}
+    table = plot.digit_table(run.digits, logits)
+    assert [expected[index] in line for index, line in enumerate(table[2:])] == [True] * 5
     figure = plot.plot_digits(run)
     figure.draw_without_rendering()
-    for axes, name in zip(figure.axes, run.digits["names"]):
+    for axes, name, text in zip(figure.axes, run.digits["names"], expected):
         assert axes.get_title() == name
         picture = axes.images[0].get_array()
         assert (picture[:, :112] == 200).all() and (picture[:, 112:] == 9).all()
-        assert axes.get_xlabel().startswith("LeNet, seed 0: 7")
+        assert axes.get_xlabel() == f"LeNet: {text}"
 
 
 @pytest.mark.parametrize("count", [30, 300])
