@@ -38,6 +38,8 @@ import plot
 from dataset import Augmentation
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
+# What is trained, and how --------------------------------------------------------------------------
+
 EPOCHS = 10  # passes over the training images; 1 for a first look, 10 to 30 for good results
 BATCH_SIZE = 32  # images per step; 16 to 256; larger batches need a larger learning rate
 MOMENTUM = 0.9  # fraction of the last step that is added to the next; 0 to 0.99
@@ -61,7 +63,7 @@ class Experiment:
     options: dict = field(default_factory=dict)  # arguments of the model
     transform: object = None  # changes the training images, batch by batch, such as AUGMENTATION
     loss: nn.Module = nn.CrossEntropyLoss()  # what training makes smaller; validation reports cross-entropy
-    optimizer: type = partial(torch.optim.SGD, momentum=MOMENTUM)  # or another one of torch.optim
+    optimizer: object = partial(torch.optim.SGD, momentum=MOMENTUM)  # or another one of torch.optim
     optimizer_options: dict = field(default_factory=dict)  # its further arguments, such as weight_decay
     batch_size: int = BATCH_SIZE
     epochs: int = EPOCHS
@@ -78,6 +80,9 @@ EXPERIMENTS = {  # the names appear in plots and file names
         optimizer_options={"weight_decay": 2e-4},  # pulls the weights towards 0 in each step
     ),
 }
+
+
+# How a model learns --------------------------------------------------------------------------------
 
 
 class UserError(ValueError):
@@ -157,6 +162,9 @@ def build(experiment, train_set):
     return loader, model, optimizer, scheduler
 
 
+# One training --------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Training:
     """One experiment with one seed, and all that its process needs to know."""
@@ -225,6 +233,9 @@ def predict(model, loader, device):
     for images, _ in loader:
         logits.append(model(images.to(device)).cpu())
     return torch.cat(logits)
+
+
+# What a training leaves in the folder of its run ---------------------------------------------------
 
 
 def add_row(path, figures):
@@ -333,6 +344,9 @@ def save_layers(training, model):
     save_whole(training.path(".layers.npz"), lambda file: np.savez(file, **arrays))
 
 
+# Several trainings at the same time ----------------------------------------------------------------
+
+
 def run_trainings(trainings, workers):
     """Run all trainings and return whether all finished.
 
@@ -362,20 +376,14 @@ def run_trainings(trainings, workers):
                 process.join()
                 if process.exitcode != 0:
                     all_finished = False
-                if process.exitcode not in (0, FAILED):
-                    code = process.exitcode
-                    say(
-                        f"error: {training.name}, seed {training.seed}: its process died, code {code}",
-                        sys.stderr,
-                    )
+                if process.exitcode not in (0, 1):  # 1: it has said why
+                    where = f"{training.name}, seed {training.seed}"
+                    say(f"error: {where}: its process died, code {process.exitcode}", sys.stderr)
     finally:
         for process, _ in running.values():
             process.kill()
             process.join()
     return all_finished
-
-
-FAILED = 1  # the exit code of a training that has said why it failed
 
 
 def start_process(process):
@@ -397,13 +405,13 @@ def run_in_process(training):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    sys.exit(0 if attempt(training) else FAILED)
+    sys.exit(0 if attempt(training) else 1)
 
 
 def end_with_parent():
     """Wait until the parent process has ended, then end this one."""
     multiprocessing.parent_process().join()
-    os._exit(FAILED)
+    os._exit(1)
 
 
 def attempt(training):
@@ -414,6 +422,9 @@ def attempt(training):
     except Exception as error:  # a user's own model may raise anything
         say(f"error: {training.name}, seed {training.seed}: {describe(error)}", sys.stderr)
         return False
+
+
+# What is said to the person at the shell -----------------------------------------------------------
 
 
 def describe(error):
@@ -443,6 +454,9 @@ def say(text, file=None):
         # What is still buffered must not fail again when the program ends.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, file.fileno())
+
+
+# A run, from its settings to its pictures ----------------------------------------------------------
 
 
 def usable_cores():
@@ -634,6 +648,25 @@ def sample_images(train_set):
     }
 
 
+def plan_trainings(rehearsed, train_set, test_set, digits, folder):
+    """Return all trainings, the longest first, so that none runs alone at the end."""
+    trainings = []
+    for name, experiment in EXPERIMENTS.items():
+        for seed in SEEDS:
+            trainings.append(Training(name, experiment, seed, train_set, test_set, digits, folder))
+    trainings.sort(key=lambda training: rehearsed[training.name]["seconds"], reverse=True)
+    return trainings
+
+
+def choose_workers(trainings):
+    """Return how many of the trainings run at the same time."""
+    if WORKERS is not None:
+        return min(WORKERS, len(trainings))
+    if any(training.experiment.device != "cpu" for training in trainings):
+        return 1  # several would share the GPU
+    return min(usable_cores(), len(trainings))
+
+
 def main():
     """Train every experiment with every seed, then plot. Return the exit code: 0, 1 if a training
     or a plot failed, 2 if the run could not start, 130 if interrupted."""
@@ -650,17 +683,10 @@ def main():
     except (OSError, TypeError, ValueError) as error:
         say(f"error: {describe(error)}", sys.stderr)
         return 2
-    trainings = []
-    for name, experiment in EXPERIMENTS.items():
-        for seed in SEEDS:
-            trainings.append(Training(name, experiment, seed, train_set, test_set, digits, folder))
-    # longest first, so that none runs alone at the end
-    trainings.sort(key=lambda training: rehearsed[training.name]["seconds"], reverse=True)
-    on_cpu = all(experiment.device == "cpu" for experiment in EXPERIMENTS.values())
-    workers = min(len(trainings), WORKERS or (usable_cores() if on_cpu else 1))
-    durations = [rehearsed[training.name]["seconds"] for training in trainings]
-    seconds = max(max(durations), sum(durations) / workers)
-    say(plot.opening(data, folder, rehearsed, len(trainings), workers, seconds))
+    trainings = plan_trainings(rehearsed, train_set, test_set, digits, folder)
+    workers = choose_workers(trainings)
+    seconds = [rehearsed[training.name]["seconds"] for training in trainings]
+    say(plot.opening(data, folder, rehearsed, seconds, workers))
     try:
         exit_code = 0 if run_trainings(trainings, workers) else 1
     except KeyboardInterrupt:
@@ -704,9 +730,14 @@ def ask(paths):
         return 2
     say("\n".join(plot.digit_table(digits, logits)))
     picture = Path(RESULTS_DIR) / "my_digits.png"
-    plot.draw_digits(digits, logits).savefig(picture)
-    say(f"\nThe models are those of {run.folder}. {picture} shows what they saw.")
-    return 0 if len(logits) == len(EXPERIMENTS) and len(digits["names"]) == len(paths) else 1
+    try:
+        plot.draw_digits(digits, logits).savefig(picture)
+        say(f"\nThe models are those of {run.folder}. {picture} shows what they saw.")
+    except OSError as error:
+        say(f"error: {describe(error)}", sys.stderr)
+        return 1
+    all_answered = len(logits) == len(EXPERIMENTS) and len(digits["names"]) == len(paths)
+    return 0 if all_answered else 1
 
 
 def load_model(name, experiment, run):

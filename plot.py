@@ -281,13 +281,17 @@ def same_data(run, other):
 PROGRESS = "{:<18}  {:>4}  {:>7}  {:>14}  {:>8}  {:>16}  {:>8}  {:>7}"
 
 
-def opening(data, folder, rehearsed, trainings, workers, seconds):
-    """Return what is printed before the first epoch: what is trained, how long it takes, and headings."""
+def opening(data, folder, rehearsed, seconds, workers):
+    """Return what is printed before the first epoch: what is trained, how long it takes, and headings.
+
+    rehearsed: {experiment: a dict with its number of parameters}. seconds: roughly, of each training.
+    """
     parameters = [f"{name} {facts['parameters']:,}" for name, facts in rehearsed.items()]
     lines = [data["description"]]
-    lines += textwrap.wrap(f"Parameters: {', '.join(parameters)}", WIDTH)
-    plural = "" if trainings == 1 else "s"
-    lines.append(f"{trainings} training{plural}, {workers} at a time, about {duration(seconds)}")
+    lines += textwrap.wrap(f"Parameters: {'; '.join(parameters)}", WIDTH)
+    trainings = "1 training" if len(seconds) == 1 else f"{len(seconds)} trainings"
+    all_seconds = max(max(seconds), sum(seconds) / workers)
+    lines.append(f"{trainings}, {workers} at a time, about {duration(all_seconds)}")
     lines.append(f"The results go to {folder}")
     headings = ("experiment", "seed", "epoch", "training: loss", "accuracy", "validation: loss", "accuracy")
     lines += ["", PROGRESS.format(*headings, "seconds")]
