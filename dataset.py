@@ -101,10 +101,10 @@ class MNIST(Dataset):
         return images, labels
 
 
-def batches(images, batch_size, shuffle=False, drop_last=False):
+def batches(image_set, batch_size, shuffle=False, drop_last=False):
     """Return a loader that asks a Dataset for a whole batch of indices at once."""
-    sampler = RandomSampler(images) if shuffle else SequentialSampler(images)
-    return DataLoader(images, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last))
+    sampler = RandomSampler(image_set) if shuffle else SequentialSampler(image_set)
+    return DataLoader(image_set, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last))
 
 
 def normalize(images):
@@ -136,7 +136,8 @@ class Augmentation:
         Convolutional Neural Networks Applied to Visual Document Analysis".
 
     Maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same shape. Pixel values are
-    interpolated; what enters from outside is background. Raises ValueError if a limit is out of range.
+    interpolated; pixels from outside the image are background. Raises DataError when it is first used if
+    a limit is out of range.
 
     Each option draws its own random numbers, and only if it is on, in this order: rotation, scaling,
     shift, elastic. So a further option, drawn last, leaves all figures without it as they are.
@@ -157,6 +158,7 @@ class Augmentation:
     elastic: float = 0
 
     def __call__(self, images):
+        self._check()
         count, device = len(images), images.device
         angle = zoom = right = down = torch.zeros(count, device=device)
         if self.rotation:
@@ -167,12 +169,11 @@ class Augmentation:
             right, down = PIXEL * self.shift * random_amounts((2, count), device)
         cos = angle.cos() / (1 + zoom)
         sin = angle.sin() / (1 + zoom)
-        # for each image, a row for the x and one for the y of its sources
+        # for each image, a row for the x and one for the y coordinates of where its pixels come from
         coefficients = torch.stack([cos, -sin, right, sin, cos, down], dim=1).view(2 * count, 3)
         if self.elastic:
             heights = PIXEL * self.elastic * torch.randn(2 * count, 49, device=device)
             coefficients = torch.cat([coefficients, heights], dim=1)
-        # Where each pixel comes from.
         sources = coefficients @ self._basis.to(device)
         sources = sources.view(count, 2, 28, 28).movedim(1, -1)
         background = -MEAN / STD  # grid_sample fills in zeros
@@ -182,7 +183,6 @@ class Augmentation:
     def _basis(self):
         """What the coefficients are multiplied with, a row of 784 pixels each: x, y, 1 and, if elastic
         is on, 49 bumps, each 1 at its point of the 7 x 7 grid and 0 at the others."""
-        self._check()
         x, y = affine_grid(torch.eye(2, 3).unsqueeze(0), (1, 1, 28, 28), align_corners=False).view(784, 2).T
         affine = torch.stack([x, y, torch.ones(784)])
         if not self.elastic:
@@ -192,7 +192,7 @@ class Augmentation:
         return torch.cat([affine, bumps])
 
     def _check(self):
-        """Raise ValueError if a limit is out of range."""
+        """Raise DataError if a limit is out of range."""
         if not 0 <= self.rotation <= 180:
             raise DataError(f"rotation = {self.rotation} must be 0 to 180 degrees")
         if not 0 <= self.shift <= 28:
@@ -204,7 +204,7 @@ class Augmentation:
 
 
 def random_amounts(size, device):
-    """Return random numbers, evenly distributed between -1 and 1."""
+    """Return random numbers, uniformly distributed between -1 and 1."""
     return 2 * torch.rand(size, device=device) - 1
 
 
@@ -215,7 +215,7 @@ def load_data(data_dir, validation_images=0):
         that fails, the shipped sample is used, with a warning on standard error.
     validation_images: 0, or how many of the last training images replace the test set.
 
-    The description's `checksum` tells data of the same images from other data, whatever their folder.
+    The description's `checksum` identifies the images and labels, whatever their folder.
     Raises OSError or DataError, with a message for the user, if the data can't be used.
     """
     folder = find_data(Path(data_dir))
@@ -307,7 +307,7 @@ def download(data_dir, timeout=10):
     `data_dir` can't be made."""
     data_dir.mkdir(parents=True, exist_ok=True)
     print(f"Downloading MNIST (4 files, 11.6 MB) to {data_dir} ...", flush=True)
-    # Use a temporary folder, so a failed download leaves nothing behind.
+    # A failed download must leave nothing behind.
     with tempfile.TemporaryDirectory(prefix="download-", dir=data_dir) as unfinished:
         unfinished = Path(unfinished)
         default_timeout = socket.getdefaulttimeout()

@@ -10,22 +10,27 @@ results/2, ... Edit the constants below and run it again: it says and draws what
 asks the models of the newest finished run which digits these pictures show.
 """
 
+import copy
 import csv
 import gc
+import inspect
 import json
 import multiprocessing.connection
 import os
+import pickle
 import platform
 import signal
 import sys
 import threading
 import time
 import traceback
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__mp_main__":  # in a spawned process of a training: Ctrl-C is for its parent
+# A spawned process of a training imports all this anew. Ctrl-C meanwhile is for its parent.
+if __name__ == "__mp_main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 import numpy as np
@@ -44,10 +49,10 @@ EPOCHS = 10  # passes over the training images; 1 for a first look, 10 to 30 for
 BATCH_SIZE = 32  # images per step; 16 to 256; larger batches need a larger learning rate
 MOMENTUM = 0.9  # fraction of the last step that is added to the next; 0 to 0.99
 SEEDS = (0,)  # each experiment is trained once per seed; (0, 1, 2) shows how much is random
-DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA), "mps" (Apple); "cpu" repeats a run exactly on one machine
+DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA), "mps" (Apple); a run on "cpu" can be repeated exactly
 VALIDATION_IMAGES = 0  # 0: validate on the test images; 10_000: on the last 10,000 training images
 WORKERS = None  # trainings at the same time, each on its own core; None: one per core, 1 on a GPU
-AUGMENTATION = Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)  # random changes of the images
+AUGMENTATION = Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)  # random changes to the images
 BASELINE = "LeNet5"  # the tables state the gain over this experiment
 DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to it if both are missing
 RESULTS_DIR = "results"  # each run makes a new folder in it
@@ -62,9 +67,10 @@ class Experiment:
     learning_rate: float  # peak of the schedule; 0.01 to 0.1; the loss explodes if it is too high
     options: dict = field(default_factory=dict)  # arguments of the model
     transform: object = None  # changes the training images, batch by batch, such as AUGMENTATION
-    loss: nn.Module = nn.CrossEntropyLoss()  # what training makes smaller; validation reports cross-entropy
-    optimizer: object = partial(torch.optim.SGD, momentum=MOMENTUM)  # or another one of torch.optim
-    optimizer_options: dict = field(default_factory=dict)  # its further arguments, such as weight_decay
+    loss: object = nn.CrossEntropyLoss()  # what training minimizes; validation reports cross-entropy
+    # Or a class of torch.optim, such as torch.optim.AdamW. MOMENTUM belongs to this one only.
+    optimizer: object = partial(torch.optim.SGD, momentum=MOMENTUM)
+    optimizer_options: dict = field(default_factory=dict)  # further arguments, such as weight_decay
     batch_size: int = BATCH_SIZE
     epochs: int = EPOCHS
     device: str = DEVICE
@@ -82,11 +88,11 @@ EXPERIMENTS = {  # the names appear in plots and file names
 }
 
 
-# How a model learns --------------------------------------------------------------------------------
-
-
 class UserError(ValueError):
     """Says what is wrong and what to do, in words for the person at the shell."""
+
+
+# How a model learns --------------------------------------------------------------------------------
 
 
 def train(model, loader, device, criterion, optimizer, scheduler=None):
@@ -99,7 +105,7 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
     criterion: maps logits (B, 10) and labels to the average loss, such as nn.CrossEntropyLoss().
     scheduler: makes a step after each batch; None leaves the learning rate alone.
 
-    Raises UserError if the average is not a number.
+    Raises UserError if the loader is empty or the loss is not finite.
     """
     model.train()
     total_loss = correct = count = 0
@@ -135,7 +141,9 @@ def test(model, loader, device, criterion):
 
 
 def average(total_loss, correct, count):
-    """Return the loss per image and the accuracy. Raises UserError if the loss is not finite."""
+    """Return the loss per image and the accuracy. Raises UserError if there is none or it is not finite."""
+    if count == 0:
+        raise UserError("the loader has no batch")
     if not total_loss.isfinite():
         raise UserError("the loss exploded: try a lower learning_rate")
     return total_loss.item() / count, correct.item() / count
@@ -143,7 +151,7 @@ def average(total_loss, correct, count):
 
 def build(experiment, train_set):
     """Return what an experiment is trained with: batches, model, optimizer and schedule."""
-    train_set = train_set.subset(slice(None))  # a copy: other experiments get the images unchanged
+    train_set = copy.copy(train_set)  # other experiments get the images unchanged
     train_set.to(experiment.device)
     train_set.transform = experiment.transform
     # An incomplete batch is dropped: batch norm can't compute the deviation of a single image.
@@ -190,8 +198,12 @@ def run_training(training):
     torch.manual_seed(training.seed)  # decides initial weights, order of images, dropout, augmentation
     train_loader, model, optimizer, scheduler = build(experiment, training.train_set)
     test_loader = dataset.batches(training.test_set, 1000)  # without gradients, larger batches are faster
-    rates = []  # the learning rate of every step, for its picture
-    optimizer.register_step_pre_hook(lambda *_: rates.append(scheduler.get_last_lr()[0]))
+    rates = []
+
+    def note_rate(optimizer, args, kwargs):
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    optimizer.register_step_pre_hook(note_rate)  # before each step: the rate that this step uses
 
     for epoch in range(1, experiment.epochs + 1):
         start = time.perf_counter()
@@ -210,15 +222,15 @@ def run_training(training):
         add_row(training.path(".csv"), figures)
         save_weights(training.path(".pt"), model)
         say(plot.progress(training.name, training.seed, experiment.epochs, figures))
-    save_outputs(training, model, test_loader, rates)
+    save_outputs(training, model, rates)
     save_layers(training, model)
 
 
 def refresh_batch_norm(model, train_set, experiment):
-    """Average the activations of 10,000 training images anew, if the model has batch norm.
+    """Compute the running averages of batch norm anew from 10,000 training images, if the model has any.
 
     During training, batch norm has averaged the last, augmented batches. Averages of many
-    unaugmented images fit the validation images better.
+    unaugmented images fit the validation images better. (`update_bn` leaves dropout on.)
     """
     images = train_set.subset(slice(10_000))
     batch_size = min(experiment.batch_size, 1000)
@@ -226,12 +238,12 @@ def refresh_batch_norm(model, train_set, experiment):
 
 
 @torch.no_grad()
-def predict(model, loader, device):
-    """Return the logits (N, 10) of all images, with dropout off."""
+def predict(model, images, device):
+    """Return the logits (N, 10) of images, uint8 (N, 28, 28), with dropout off."""
     model.eval()
     logits = []
-    for images, _ in loader:
-        logits.append(model(images.to(device)).cpu())
+    for batch in images.split(1000):
+        logits.append(model(dataset.normalize(batch).to(device)).cpu())
     return torch.cat(logits)
 
 
@@ -265,21 +277,22 @@ def save_weights(path, model):
     save_whole(path, lambda file: torch.save(weights, file))
 
 
-def save_outputs(training, model, test_loader, learning_rates):
+def save_outputs(training, model, learning_rates):
     """Write what the pictures show of a training: logits (N, 10) and labels (N,) of the validation images,
-    the misclassified images, the learning rate of each step, digit_logits (M, 10) of one's own digits."""
+    the misclassified images, the learning rate of each step, digit_logits (M, 10) of your own digits."""
     device = training.experiment.device
-    logits = predict(model, test_loader, device)
+    images = training.test_set.images
     labels = training.test_set.labels
+    logits = predict(model, images, device)
     arrays = {
         "logits": logits,
         "labels": labels,
-        "mistakes": training.test_set.images[logits.argmax(dim=1) != labels],
+        "mistakes": images[logits.argmax(dim=1) != labels],
         "learning_rates": np.array(learning_rates, dtype=np.float32),
     }
     if training.digits:
-        images = dataset.normalize(torch.from_numpy(training.digits["images"]))
-        arrays["digit_logits"] = predict(model, [(images, None)], device)
+        digits = torch.from_numpy(training.digits["images"])
+        arrays["digit_logits"] = predict(model, digits, device)
     save_whole(training.path(".npz"), lambda file: np.savez(file, **arrays))
 
 
@@ -303,6 +316,8 @@ def trace(model, image):
 
 def note_layer(layers, name, module, inputs, output):
     """Add a layer to a list when an image has passed through it. A hook, see `trace`."""
+    if isinstance(output, tuple):
+        output = output[0]  # of an LSTM, the rest is its state
     if not isinstance(output, torch.Tensor):
         return
     parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
@@ -315,31 +330,34 @@ def note_layer(layers, name, module, inputs, output):
             "output": list(output.shape[1:]),
             "parameters": parameters,
             "module": module,
-            "values": output,
+            "values": output.clone(),  # the next layer may work in place
         }
     )
 
 
 @torch.no_grad()
 def save_layers(training, model):
-    """Write what the layers with weights make of one digit, the first of one's own or else the first
-    validation image: maps (C, H, W) or numbers (N,). The first convolution's filters are beside its maps."""
+    """Write the outputs, maps (C, H, W) or numbers (N,), of the layers with weights for one digit: the first
+    of your own, else the first validation image. Before the first of them, the filters of a convolution."""
     images = training.test_set.images
     if training.digits:
         images = torch.from_numpy(training.digits["images"])
-    logits, layers = trace(model, dataset.normalize(images[:1]).to(training.experiment.device))
-    arrays = {"input": images[:1]}
+    image = images[:1]
+    logits, layers = trace(model, dataset.normalize(image).to(training.experiment.device))
+    arrays = {"input": image}
     for layer in layers:
         weights = getattr(layer["module"], "weight", None)
-        values = layer["values"][0].cpu()
-        if weights is None or weights.dim() < 2 or values.dim() not in (1, 3):
+        output = layer["values"][0].cpu()
+        if weights is None or weights.dim() < 2 or output.dim() not in (1, 3):
             continue
-        if len(arrays) == 1 and weights.dim() == 4:
+        is_first = len(arrays) == 1
+        is_convolution = weights.dim() == 4
+        if is_first and is_convolution:
             arrays["filters"] = weights[:, 0].cpu()
         name = f"layer {layer['name']}"
         while name in arrays:  # used more than once
             name += "'"
-        arrays[name] = values
+        arrays[name] = output
     arrays["probabilities"] = logits[0].softmax(dim=0).cpu()
     save_whole(training.path(".layers.npz"), lambda file: np.savez(file, **arrays))
 
@@ -354,12 +372,9 @@ def run_trainings(trainings, workers):
     own, which writes its own files. If one fails or dies, the others go on.
     """
     if workers == 1:
-        finished = [attempt(training) for training in trainings]
+        finished = [attempt(training) for training in trainings]  # a list: a failure must not end the loop
         return all(finished)
-    # A fork starts at once, with everything loaded. It would lose the threads that torch keeps
-    # for a GPU; there, and where forks are not safe, a new interpreter loads all again.
-    forks = sys.platform == "linux" and available_devices() == ["cpu"]
-    context = multiprocessing.get_context("fork" if forks else "spawn")
+    context = multiprocessing.get_context("fork" if can_fork() else "spawn")
     gc.freeze()  # else the garbage collector of each process would copy what they share
     waiting = list(trainings)
     running = {}  # the process and the training of each sentinel
@@ -369,8 +384,9 @@ def run_trainings(trainings, workers):
             while waiting and len(running) < workers:
                 training = waiting.pop(0)
                 process = context.Process(target=run_in_process, args=(training,), daemon=True)
-                start_process(process)
-                running[process.sentinel] = process, training
+                with signals_held_back():  # a process that is not in `running` would not be ended
+                    process.start()
+                    running[process.sentinel] = process, training
             for sentinel in multiprocessing.connection.wait(running):
                 process, training = running.pop(sentinel)
                 process.join()
@@ -386,15 +402,24 @@ def run_trainings(trainings, workers):
     return all_finished
 
 
-def start_process(process):
-    """Start a process. Ctrl-C or SIGTERM have to wait until it has started, or it could not be ended."""
+def can_fork():
+    """Whether processes are forks, which start at once, with everything loaded. A fork would lose the threads
+    that torch keeps for a GPU. There, and where forks are not safe, a new interpreter imports everything."""
+    return sys.platform == "linux" and available_devices() == ["cpu"]
+
+
+@contextmanager
+def signals_held_back():
+    """Deliver Ctrl-C and SIGTERM only when the block has ended."""
     received = []
     handlers = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         handlers[number] = signal.signal(number, lambda number, frame: received.append(number))
-    process.start()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     for number in received:
         signal.raise_signal(number)
 
@@ -404,6 +429,7 @@ def run_in_process(training):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    prepare_output()
     threading.Thread(target=end_with_parent, daemon=True).start()
     sys.exit(0 if attempt(training) else 1)
 
@@ -441,6 +467,12 @@ def describe(error):
     return f"{type(error).__name__}: {text} ({own_lines[-1]})"
 
 
+def prepare_output():
+    """Let a terminal that has no "±" print a "?" instead."""
+    if sys.stdout:  # there is none without a console on Windows
+        sys.stdout.reconfigure(errors="replace")
+
+
 lost_lines = []  # what could not be printed
 
 
@@ -453,7 +485,8 @@ def say(text, file=None):
         lost_lines.append(text)
         # What is still buffered must not fail again when the program ends.
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, file.fileno())
+        with suppress(OSError):  # not every stream is a file
+            os.dup2(nowhere, file.fileno())
 
 
 # A run, from its settings to its pictures ----------------------------------------------------------
@@ -515,7 +548,7 @@ def check_names():
     for name in EXPERIMENTS:
         row = f"EXPERIMENTS[{name!r}] in main.py"
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise UserError(f"{row}: the name must be a text without control characters")
+            raise UserError(f"{row}: the name must be a string of printable characters")
         for character in '/\\:*?"<>|':
             if character in name:
                 raise UserError(f"{row}: the name of a file can't contain {character}")
@@ -529,8 +562,8 @@ def check_names():
 def rehearse(train_set):
     """Train each experiment on a few batches, so that mistakes show before the real work.
 
-    Returns {name: what it has learned of the experiment}, see `rehearse_experiment`. Raises
-    UserError, which names the row, if an experiment can't be trained.
+    Returns {name: facts about the experiment}, see `rehearse_experiment`. Raises UserError,
+    which names the row, if an experiment can't be trained.
     """
     rehearsed = {}
     for name, experiment in EXPERIMENTS.items():
@@ -547,16 +580,21 @@ def rehearse(train_set):
     return rehearsed
 
 
+REHEARSED_BATCHES = 10  # enough for a rough duration
+
+
 def rehearse_experiment(experiment, train_set):
     """Return a dict: the number of `parameters`, the `layers`, roughly how many `seconds` a training
     takes, and whether the model `ends_in_softmax`."""
-    few = train_set.subset(slice(10 * experiment.batch_size))
+    if not can_fork():
+        pickle.dumps(experiment)  # a row must reach the process: use functions made with def, not lambda
+    few = train_set.subset(slice(REHEARSED_BATCHES * experiment.batch_size))
     for _ in range(2):  # the first time takes longer
         loader, model, optimizer, scheduler = build(experiment, few)
         start = time.perf_counter()
         train(model, loader, experiment.device, experiment.loss, optimizer, scheduler)
         seconds = time.perf_counter() - start
-    image, _ = few[:1]
+    image, _ = few[:1]  # a model that squeezes its output fails only for a single image
     logits, layers = trace(model, image.to(experiment.device))
     if logits.shape != (1, 10):
         raise UserError(f"the model must return logits (1, 10) for an image, not {tuple(logits.shape)}")
@@ -570,10 +608,49 @@ def rehearse_experiment(experiment, train_set):
     }
 
 
-def start_run(data, digits, code, train_set, rehearsed):
-    """Make and return the folder of a new run, with settings.json, a copy of the code, images.npz and
-    my_digits.npz."""
+def sample_images(train_set):
+    """Return a dict of arrays: eight `originals`, uint8 (8, 28, 28), the `names` (E,) of experiments with a
+    transform, and random `versions` (E, 4, 8, 28, 28) of the originals that it makes."""
+    torch.manual_seed(0)  # the same picture in every run with the same settings
+    names = []
+    versions = []
+    for name, experiment in EXPERIMENTS.items():
+        if experiment.transform is not None:
+            batch = train_set.subset(slice(experiment.batch_size))  # as in training
+            batch.to(experiment.device)
+            batch.transform = experiment.transform
+            names.append(name)
+            versions.append([dataset.denormalize(batch[:][0][:8]).cpu().numpy() for _ in range(4)])
+    return {
+        "originals": train_set.images[:8],
+        "names": np.array(names, dtype=str),
+        "versions": np.array(versions),
+    }
+
+
+def read_code():
+    """Return {file name: source, as bytes} of the four modules."""
+    code = {}
+    for name in ("main.py", "dataset.py", "model.py", "plot.py"):
+        code[name] = (Path(__file__).parent / name).read_bytes()
+    return code
+
+
+def start_run(code, data, digits, images, rehearsed):
+    """Make and return the folder of a new run, with what is known before the first training."""
     folder = make_folder(Path(RESULTS_DIR))
+    save_settings(folder / "settings.json", data, rehearsed)
+    (folder / "code").mkdir()
+    for name, source in code.items():
+        (folder / "code" / name).write_bytes(source)
+    save_whole(folder / "images.npz", lambda file: np.savez(file, **images))
+    if digits:
+        save_whole(folder / "my_digits.npz", lambda file: np.savez(file, **digits))
+    return folder
+
+
+def save_settings(path, data, rehearsed):
+    """Write all constants of this module, and what else made a run what it is, as JSON."""
     settings = {name: value for name, value in globals().items() if name.isupper()}
     settings["SEEDS"] = list(SEEDS)
     settings["EXPERIMENTS"] = {name: vars(experiment) for name, experiment in EXPERIMENTS.items()}
@@ -587,15 +664,7 @@ def start_run(data, digits, code, train_set, rehearsed):
         "numpy": np.__version__,
     }
     text = json.dumps(settings, indent=2, default=as_json)
-    save_whole(folder / "settings.json", lambda file: file.write(text.encode()))
-    (folder / "code").mkdir()
-    for name, source in code.items():
-        (folder / "code" / name).write_bytes(source)
-    images = sample_images(train_set)
-    save_whole(folder / "images.npz", lambda file: np.savez(file, **images))
-    if digits:
-        save_whole(folder / "my_digits.npz", lambda file: np.savez(file, **digits))
-    return folder
+    save_whole(path, lambda file: file.write(text.encode()))
 
 
 def make_folder(results_dir):
@@ -613,47 +682,42 @@ def make_folder(results_dir):
 
 
 def as_json(value):
-    """Return what JSON has no form for: a class or function as its name, an object as a dict of its class
-    and its public attributes, anything else as a text."""
+    """Return a value that JSON can't hold as one that it can: a class or function as its name, an object as
+    a dict of its class and its public attributes, anything else as a string."""
     if isinstance(value, partial):
-        return {"class": value.func.__name__, **value.keywords}
+        positional = {"args": value.args} if value.args else {}
+        return {"class": value.func.__name__, **value.keywords, **positional}
+    if getattr(value, "__name__", None) == "<lambda>":
+        return " ".join(inspect.getsource(value).split())
     if hasattr(value, "__name__"):
         return value.__name__
     attributes = {}
     for name, attribute in getattr(value, "__dict__", {}).items():
-        if not name.startswith("_"):
+        if not name.startswith("_") and name != "training":
             attributes[name] = attribute
-    if attributes:
+    if isinstance(value, nn.Module):  # which keeps these apart
+        attributes |= dict(value.named_buffers(recurse=False))
+        attributes |= dict(value.named_children())
+    if attributes or type(value).__repr__ is object.__repr__:
         return {"class": type(value).__name__, **attributes}
     return str(value)
 
 
-def sample_images(train_set):
-    """Return a dict of arrays: eight `originals`, uint8 (8, 28, 28), the `names` (E,) of experiments with a
-    transform, and random `versions` (E, 4, 8, 28, 28) of the originals that it makes."""
-    originals = train_set.subset(slice(8))
-    images, _ = originals[:]
-    torch.manual_seed(0)
-    names = []
-    versions = []
-    for name, experiment in EXPERIMENTS.items():
-        if experiment.transform is not None:
-            names.append(name)
-            transformed = [experiment.transform(images) for _ in range(4)]
-            versions.append(dataset.denormalize(torch.stack(transformed)).numpy())
-    return {
-        "originals": originals.images,
-        "names": np.array(names, dtype=str),
-        "versions": np.array(versions),
-    }
-
-
 def plan_trainings(rehearsed, train_set, test_set, digits, folder):
-    """Return all trainings, the longest first, so that none runs alone at the end."""
+    """Return all trainings, the longest first, so that no long one is left for the end."""
     trainings = []
     for name, experiment in EXPERIMENTS.items():
         for seed in SEEDS:
-            trainings.append(Training(name, experiment, seed, train_set, test_set, digits, folder))
+            training = Training(
+                name=name,
+                experiment=experiment,
+                seed=seed,
+                train_set=train_set,
+                test_set=test_set,
+                digits=digits,
+                folder=folder,
+            )
+            trainings.append(training)
     trainings.sort(key=lambda training: rehearsed[training.name]["seconds"], reverse=True)
     return trainings
 
@@ -672,14 +736,15 @@ def main():
     or a plot failed, 2 if the run could not start, 130 if interrupted."""
     # In models this small, threads mostly wait for each other; their number would change the last digits.
     torch.set_num_threads(1)
-    code = {path.name: path.read_bytes() for path in Path(__file__).parent.glob("*.py")}
     try:
+        code = read_code()  # at once: it may be edited while the images are read
         check_constants()
         say(f"Reading the images in {DATA_DIR} ...")
         train_set, test_set, data = dataset.load_data(DATA_DIR, VALIDATION_IMAGES)
         digits = dataset.read_digits(dataset.pictures_in(DIGITS_DIR))
         rehearsed = rehearse(train_set)
-        folder = start_run(data, digits, code, train_set, rehearsed)
+        images = sample_images(train_set)
+        folder = start_run(code, data, digits, images, rehearsed)
     except (OSError, TypeError, ValueError) as error:
         say(f"error: {describe(error)}", sys.stderr)
         return 2
@@ -710,20 +775,19 @@ def ask(paths):
     """Print and draw what the models of the newest finished run answer to pictures of digits. Return the
     exit code: 0, 1 if a picture or a model had to be left out, 2 if there is nothing to ask."""
     torch.set_num_threads(1)
-    try:
-        run = plot.newest_finished_run(RESULTS_DIR)
-    except (OSError, plot.RunError) as error:
-        say(f"error: {describe(error)}", sys.stderr)
-        return 2
     digits = dataset.read_digits(paths)
-    if not digits:
+    run = plot.newest_finished_run(RESULTS_DIR)
+    if run is None:
+        say(f"error: no run in {RESULTS_DIR} has finished: first run main.py", sys.stderr)
+    if run is None or not digits:
         return 2
-    images = dataset.normalize(torch.from_numpy(digits["images"]))
+    change = plot.module_change("model.py", run.code, plot.read_code(Path(__file__).parent))
+    if change:
+        say(f"warning: since {run.folder} was trained, {change}", sys.stderr)
     logits = {}
     for name, experiment in EXPERIMENTS.items():
         try:
-            model = load_model(name, experiment, run)
-            logits[name] = predict(model, [(images, None)], "cpu").numpy()
+            logits[name] = ask_model(name, experiment, run, torch.from_numpy(digits["images"]))
         except UserError as error:
             say(f"error: {describe(error)}", sys.stderr)
     if not logits:
@@ -737,20 +801,23 @@ def ask(paths):
         say(f"error: {describe(error)}", sys.stderr)
         return 1
     all_answered = len(logits) == len(EXPERIMENTS) and len(digits["names"]) == len(paths)
-    return 0 if all_answered else 1
+    return 0 if all_answered and not lost_lines else 1
 
 
-def load_model(name, experiment, run):
-    """Return the model that a run has trained with its first seed. Raises UserError if a row of EXPERIMENTS
-    no longer fits its weights."""
+def ask_model(name, experiment, run, images):
+    """Return the logits (N, 10) of images for the model that a run has trained with its first seed. Raises
+    UserError if a row of EXPERIMENTS no longer fits what was trained."""
+    row = f"EXPERIMENTS[{name!r}] in main.py"
     path = run.folder / f"{name}-seed{run.settings['SEEDS'][0]}.pt"
+    if not path.exists():
+        raise UserError(f"{row} was not trained in {run.folder}")
     try:
         model = experiment.model(**experiment.options)
         model.load_state_dict(torch.load(path, weights_only=True))
-        return model
+        return predict(model, images, "cpu").numpy()
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"EXPERIMENTS[{name!r}] in main.py does not fit {path}: {reason}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{row} does not fit {path}: {reason[:200]}") from error
 
 
 def interrupt(number, frame):
@@ -761,8 +828,7 @@ def interrupt(number, frame):
 
 
 if __name__ == "__main__":
-    if sys.stdout:
-        sys.stdout.reconfigure(errors="replace")  # a terminal without "±" still gets its table
+    prepare_output()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     if any(argument.startswith("-") for argument in sys.argv):

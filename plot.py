@@ -16,6 +16,7 @@ import textwrap
 from contextlib import contextmanager
 from csv import DictReader
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,14 @@ class Run:
     code: dict  # {module: its source}
     before: "Run | None" = None  # the run to compare it with
 
+    @cached_property
+    def edit(self):
+        """The Edit that led to it from the run before, if there is one."""
+        return find_edit(self.before, self) if self.before else None
+
     @property
     def data(self):
-        """What it was trained and validated on, as a text."""
+        """What it was trained and validated on."""
         return self.settings["data"].get("description", "unknown data")
 
     @property
@@ -69,13 +75,13 @@ class Run:
 
     @property
     def heading(self):
-        """What stands above its curves."""
+        """The title of its curves."""
         if self.seeds > 1:
             return f"{self.data}, mean and range of {self.seeds} seeds"
         return self.data
 
 
-def read_run(folder, before=None):
+def read_run(folder):
     """Return the Run in a folder, its experiments in the order of settings.json. Trainings without a
     finished epoch are left out. Raises RunError that names a damaged file."""
     folder = Path(folder)
@@ -91,12 +97,11 @@ def read_run(folder, before=None):
         images=read_arrays(folder / "images.npz"),
         digits=read_arrays(folder / "my_digits.npz"),
         code=read_code(folder / "code"),
-        before=before,
     )
 
 
 @contextmanager
-def naming(path):
+def damage_named(path):
     """Turn whatever goes wrong while a file is read into a RunError that names it."""
     try:
         yield
@@ -111,7 +116,7 @@ def read_settings(folder):
     path = folder / "settings.json"
     if not path.exists():
         return settings
-    with naming(path):
+    with damage_named(path):
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, empty in settings.items():
             if not isinstance(found.get(name, empty), type(empty)):
@@ -139,7 +144,7 @@ def read_stats(folder, names):
 
 def read_csv(path):
     """Return {column: an array with a number per epoch}, or {} if no epoch was finished."""
-    with naming(path):
+    with damage_named(path):
         text = path.read_text(encoding="utf-8")
         # A run that was killed may have left half a line at the end.
         whole_lines = text[: text.rfind("\n") + 1].splitlines()
@@ -160,20 +165,20 @@ def read_arrays(path):
     """Return {name: array}, the content of an npz file, or {} if there is none."""
     if not path.exists():
         return {}
-    with naming(path), np.load(path) as arrays:
+    with damage_named(path), np.load(path) as arrays:
         return dict(arrays)
 
 
 def read_outputs(folder, stats):
-    """Return {experiment: {seed: {name: array}}}. Adds the answers, (N,), to the logits, (N, 10)."""
+    """Return {experiment: {seed: {name: array}}}. Adds the predictions, (N,), to the logits, (N, 10)."""
     outputs = {}
     for name, seeds in stats.items():
         for seed in seeds:
             path = folder / f"{name}-seed{seed}.npz"
             arrays = read_arrays(path)
             if arrays:
-                with naming(path):
-                    arrays["answers"] = arrays["logits"].argmax(axis=1)
+                with damage_named(path):
+                    arrays["predictions"] = arrays["logits"].argmax(axis=1)
                 outputs.setdefault(name, {})[seed] = arrays
     return outputs
 
@@ -189,16 +194,16 @@ def read_layers(folder, outputs):
 
 
 def read_code(folder):
-    """Return {module: its source}, as it was when the run started."""
+    """Return {module: its source} of the modules in a folder."""
     code = {}
-    for path in sorted(folder.glob("*.py")):
-        with naming(path):
-            code[path.name] = path.read_text(encoding="utf-8")
+    for path in sorted(folder.glob("[!.]*.py")):
+        with damage_named(path):
+            code[path.name] = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
     return code
 
 
 def first_outputs(run):
-    """Return {"experiment, seed k": its outputs}, for the first seed that has finished. Pictures show one."""
+    """Return {"experiment, seed k": its outputs}, for the first seed that has finished. Pictures show only this seed."""
     return {f"{name}, seed {min(seeds)}": seeds[min(seeds)] for name, seeds in run.outputs.items()}
 
 
@@ -218,7 +223,8 @@ def finished_epochs(run, name, seed):
 
 def all_epochs(run, name):
     """Return how many epochs each training of an experiment has."""
-    return run.settings["EXPERIMENTS"].get(name, {}).get("epochs", 0)
+    row = run.settings["EXPERIMENTS"].get(name, {})
+    return row.get("epochs", run.settings.get("EPOCHS", 0))
 
 
 def run_folders(results_dir):
@@ -239,22 +245,25 @@ def newest_run(results_dir, file="*-seed*.csv"):
     for folder in reversed(run_folders(results_dir)):
         if any(folder.glob(file)):
             return folder
-    raise FileNotFoundError(f"no run in {results_dir} has a file {file}: first run main.py")
+    what = "a finished epoch" if "*" in file else file
+    raise FileNotFoundError(f"no run in {results_dir} has {what}: first run main.py")
 
 
 def finished_runs(folders):
     """Return the Runs of these folders whose trainings have all finished, the newest first, one by one."""
     for folder in reversed(folders):
-        run = read_run(folder)
-        if run.stats and all(is_finished(run, name) for name in run.settings["EXPERIMENTS"]):
+        try:
+            run = read_run(folder)
+        except RunError:  # must not cost a later run its tables
+            continue
+        names = run.settings["EXPERIMENTS"]
+        if names and all(is_finished(run, name) for name in names):
             yield run
 
 
 def newest_finished_run(results_dir):
-    """Return the newest Run whose trainings have all finished. Raises FileNotFoundError if there is none."""
-    for run in finished_runs(run_folders(results_dir)):
-        return run
-    raise FileNotFoundError(f"no run in {results_dir} has finished: first run main.py")
+    """Return the newest Run whose trainings have all finished, or None."""
+    return next(finished_runs(run_folders(results_dir)), None)
 
 
 def run_before(run):
@@ -278,7 +287,7 @@ def same_data(run, other):
 # Tables -----------------------------------------------------------------------------------------
 
 
-PROGRESS = "{:<18}  {:>4}  {:>7}  {:>14}  {:>8}  {:>16}  {:>8}  {:>7}"
+PROGRESS = "{:<22.22}  {:>4}  {:>7}  {:>14}  {:>8}  {:>16}  {:>8}  {:>7}"
 
 
 def opening(data, folder, rehearsed, seconds, workers):
@@ -290,8 +299,10 @@ def opening(data, folder, rehearsed, seconds, workers):
     lines = [data["description"]]
     lines += textwrap.wrap(f"Parameters: {'; '.join(parameters)}", WIDTH)
     trainings = "1 training" if len(seconds) == 1 else f"{len(seconds)} trainings"
+    if workers > 1:
+        trainings += f", {workers} at a time"
     all_seconds = max(max(seconds), sum(seconds) / workers)
-    lines.append(f"{trainings}, {workers} at a time, about {duration(all_seconds)}")
+    lines.append(f"{trainings}, about {duration(all_seconds)}")
     lines.append(f"The results go to {folder}")
     headings = ("experiment", "seed", "epoch", "training: loss", "accuracy", "validation: loss", "accuracy")
     lines += ["", PROGRESS.format(*headings, "seconds")]
@@ -313,7 +324,7 @@ def progress(name, seed, epochs, figures):
 
 
 def duration(seconds):
-    """Return a rough duration as a text, such as "2 minutes"."""
+    """Return a rough duration as a string, such as "2 minutes"."""
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} seconds"
     if seconds < 90 * 60:
@@ -323,21 +334,21 @@ def duration(seconds):
 
 def summary(run):
     """Return what is printed at the end of a run, as lines: a table of the last epochs, and remarks."""
+    lines = [f"Run {run.folder.name}, {run.settings.get('date', 'of an earlier version')}: {run.data}"]
     if run.seeds > 1:
-        averages = f"last epoch, mean ± standard deviation (SD) of {run.seeds} seeds"
+        lines.append(f"Last epoch, mean ± standard deviation (SD) of {run.seeds} seeds")
     else:
-        averages = "last epoch, 1 seed"
-    lines = [f"{run.data};", averages, ""]
-    lines += markdown(result_table(run))
-    remarks = [*gain_note(run), *training_remarks(run)]
+        lines.append("Last epoch, 1 seed")
+    gains = gains_over_baseline(run)
+    lines += ["", *markdown(result_table(run, gains))]
+    remarks = [*gain_note(run, gains), *training_remarks(run)]
     if remarks:
         lines += ["", *remarks]
     return lines
 
 
-def result_table(run):
-    """Return the figures of the last epochs as rows of texts, the headings first."""
-    gains = gains_over_baseline(run)
+def result_table(run, gains):
+    """Return the figures of the last epochs as rows of strings, the headings first."""
     deviation = " ± SD" if run.seeds > 1 else ""
     table = [["experiment", f"train acc{deviation}", f"val loss{deviation}", f"val acc{deviation}"]]
     if gains:
@@ -347,14 +358,10 @@ def result_table(run):
         row = [name, cell(seeds, "train_accuracy"), cell(seeds, "val_loss"), cell(seeds, "val_accuracy")]
         if gains:
             row.append(gains.get(name, ""))
-        row.append(f"{total_seconds(seeds):.0f}")
+        seconds = [columns["seconds"].sum() for columns in seeds.values() if "seconds" in columns]
+        row.append(f"{np.mean(seconds):.0f}" if seconds else "")
         table.append(row)
     return table
-
-
-def total_seconds(seeds):
-    """Return how long a training took, all epochs together, on average over the seeds."""
-    return np.mean([columns["seconds"].sum() for columns in seeds.values() if "seconds" in columns] or [0])
 
 
 def gains_over_baseline(run):
@@ -364,14 +371,14 @@ def gains_over_baseline(run):
     if is_finished(run, baseline):
         for name, seeds in run.stats.items():
             if name != baseline and is_finished(run, name):
-                gains[name] = difference(run.stats[baseline], seeds, "val_accuracy")
+                gains[name] = figure_change(run.stats[baseline], seeds, "val_accuracy")
     return gains
 
 
-def gain_note(run):
+def gain_note(run, gains):
     """Return a line that says what the gain is, or why there is none."""
     baseline = run.settings.get("BASELINE")
-    if gains_over_baseline(run):
+    if gains:
         error = " ± standard error (SE)" if run.seeds > 1 else ""
         return [f"gain: validation accuracy over {baseline}, in percentage points{error}"]
     if len(run.settings["EXPERIMENTS"]) < 2:
@@ -396,18 +403,20 @@ def training_remarks(run):
 
 
 def has_learned_nothing(run, name, seed):
-    """Whether a training still has the loss of guessing, or gives all images the same answer."""
-    losses = run.stats.get(name, {}).get(seed, {}).get("train_loss", [0])
-    if losses[-1] > 0.95 * LOSS_OF_GUESSING:
+    """Whether a training is still no better than guessing, or predicts the same digit for all images."""
+    columns = run.stats.get(name, {}).get(seed, {})
+    losses = columns.get("val_loss", [0])
+    accuracies = columns.get("val_accuracy", [1])
+    if losses[-1] > 0.95 * LOSS_OF_GUESSING and accuracies[-1] < 0.5:
         return True
     outputs = run.outputs.get(name, {}).get(seed)
     if not outputs:
         return False
-    return len(set(outputs["answers"])) == 1 < len(set(outputs["labels"]))
+    return len(set(outputs["predictions"])) == 1 < len(set(outputs["labels"]))
 
 
 def cell(seeds, column, epoch=-1):
-    """Return a figure of an epoch as a text, with "± standard deviation" if there are several seeds."""
+    """Return a figure of an epoch as a string, with "± standard deviation" if there are several seeds."""
     values = [columns[column][epoch] for columns in seeds.values() if column in columns]
     if not values:
         return ""
@@ -424,10 +433,13 @@ def mean_and_deviation(values, form):
     return text
 
 
-def difference(old_seeds, new_seeds, column):
-    """Return the change of a last figure ± its standard error; accuracies are in percentage points."""
-    old = np.array([columns[column][-1] for columns in old_seeds.values()])
-    new = np.array([columns[column][-1] for columns in new_seeds.values()])
+def figure_change(old_seeds, new_seeds, column):
+    """Return the change of a last figure, with "± its standard error" if there are several seeds. Accuracies
+    are in percentage points."""
+    old = np.array([columns[column][-1] for columns in old_seeds.values() if column in columns])
+    new = np.array([columns[column][-1] for columns in new_seeds.values() if column in columns])
+    if not len(old) or not len(new):
+        return ""
     form = ".4f"
     if column.endswith("accuracy"):
         old, new, form = 100 * old, 100 * new, ".2f"
@@ -449,17 +461,17 @@ def details(run):
 
 
 def layer_table(run, name):
-    """Return the layers of a model in the order of their use, as rows of texts."""
+    """Return the layers of a model in the order of their use, as rows of strings."""
     table = [["layer", "kind", "output", "parameters"]]
     for layer in run.settings["layers"][name]:
         output = " x ".join(str(size) for size in layer["output"])
         table.append([layer["name"], layer["kind"], output, f"{layer['parameters']:,}"])
-    table.append(["together", "", "", f"{run.settings['parameters'][name]:,}"])
+    table.append(["total", "", "", f"{run.settings['parameters'][name]:,}"])
     return table
 
 
 def epoch_table(seeds):
-    """Return the figures of every epoch that all seeds have finished, as rows of texts."""
+    """Return the figures of every epoch that all seeds have finished, as rows of strings."""
     table = [["epoch", *HEADINGS.values()]]
     epochs = min(len(columns["epoch"]) for columns in seeds.values())
     for epoch in range(epochs):
@@ -469,7 +481,7 @@ def epoch_table(seeds):
 
 
 def markdown(table):
-    """Return the lines of a table, given as rows of texts; the first row holds the headings."""
+    """Return the lines of a table, given as rows of strings; the first row holds the headings."""
     widths = [max(len(text) for text in column) for column in zip(*table)]
     lines = []
     for row in [table[0], ["-" * width for width in widths], *table[1:]]:
@@ -487,11 +499,12 @@ WITHOUT_EFFECT = ("WORKERS", "BASELINE", "DATA_DIR", "RESULTS_DIR", "DIGITS_DIR"
 
 @dataclass(frozen=True)
 class Edit:
-    """What differs between two runs, as texts."""
+    """What differs between two runs."""
 
     general: list  # what may concern all experiments: constants, data, code, versions
-    rows: dict  # {experiment: what differs in its row}
-    experiments: list  # those that it may have changed, and that have finished in the second run
+    rows: dict  # {experiment: a list of what differs in its row}
+    experiments: list  # those that it has changed, and that have finished in both runs
+    unfinished: list  # those that it may have changed, but that have not finished
 
 
 def find_edit(before, after):
@@ -504,51 +517,56 @@ def find_edit(before, after):
     general += code_changes(before.code, after.code)
     rows = row_changes(before.settings, after.settings)
     experiments = []
-    for name in after.stats:
-        old = before.stats.get(name)
-        finished = is_finished(after, name) and (old is None or is_finished(before, name))
-        if finished and (name in rows or (general and not same_figures(old, after.stats[name]))):
+    unfinished = []
+    for name in after.settings["EXPERIMENTS"]:
+        is_new = name not in before.settings["EXPERIMENTS"]
+        if not is_finished(after, name) or not (is_new or is_finished(before, name)):
+            unfinished.append(name)
+        elif name in rows or (general and not same_figures(before.stats.get(name), after.stats[name])):
             experiments.append(name)
-    return Edit(general, rows, experiments)
+    return Edit(general, rows, experiments, unfinished)
 
 
 def constant_changes(before, after):
     """Return {name: "old -> new"} for the constants that differ between two runs, and the versions."""
     changes = {}
-    for name in before | after:
+    for name in before:
         is_constant = name.isupper() and name != "EXPERIMENTS" and name not in WITHOUT_EFFECT
-        if is_constant or name == "versions":
-            changes |= differences(name, before.get(name), after.get(name))
+        if name in after and (is_constant or name == "versions"):
+            changes |= setting_changes(name, before[name], after[name])
     return changes
 
 
 def row_changes(before, after):
-    """Return {experiment: what differs in its row, as texts}. What follows a constant is left out."""
+    """Return {experiment: what differs in its row}, a list that is empty if all of it follows from a changed
+    constant, which is named elsewhere."""
     constants = set()
     for name, values in constant_changes(before, after).items():
-        constants.add((last_word(name).lower(), values))
+        constants.add((last_part(name).lower(), values))
     rows = {name: ["removed"] for name in before["EXPERIMENTS"] if name not in after["EXPERIMENTS"]}
     for name, new_row in after["EXPERIMENTS"].items():
-        old_row = before["EXPERIMENTS"].get(name)
-        if old_row is None:
+        if name not in before["EXPERIMENTS"]:
             rows[name] = ["new"]
-        elif new_row != old_row:
+            continue
+        old_row = before["EXPERIMENTS"][name]
+        changes = {}
+        for setting in new_row:
+            if setting in old_row:
+                changes |= setting_changes(setting, old_row[setting], new_row[setting])
+        if changes:
             rows[name] = []
-            for setting in old_row | new_row:
-                for change, values in differences(
-                    setting, old_row.get(setting), new_row.get(setting)
-                ).items():
-                    if (last_word(change), values) not in constants:
-                        rows[name].append(f"{change} {values}")
+        for setting, values in changes.items():
+            if (last_part(setting), values) not in constants:
+                rows[name].append(f"{setting} {values}")
     return rows
 
 
-def last_word(name):
+def last_part(name):
     """Return "rotation" of "transform.rotation"."""
     return name.rpartition(".")[2]
 
 
-def differences(name, before, after):
+def setting_changes(name, before, after):
     """Return {name: "old -> new"} if a value differs. Of a dict with the same keys only the values that
     differ, as {"name.key": "old -> new"}."""
     if before == after:
@@ -556,7 +574,7 @@ def differences(name, before, after):
     if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
         found = {}
         for key in before:
-            found |= differences(f"{name}.{key}", before[key], after[key])
+            found |= setting_changes(f"{name}.{key}", before[key], after[key])
         return found
     return {name: f"{setting_text(before)} -> {setting_text(after)}"}
 
@@ -570,23 +588,29 @@ def setting_text(value):
 
 
 def code_changes(before, after):
-    """Return what differs between the modules of two runs, as texts, besides the settings in main.py."""
+    """Return what differs between the modules of two runs, as a list, besides the settings in main.py."""
     changes = []
     if not before or not after:  # earlier versions kept no copy of the code
         return changes
     for module in sorted(before | after):
         if module not in before or module not in after:
             changes.append(f"{module}: {'new' if module in after else 'removed'}")
-            continue
-        old_lines = code_lines(module, before[module])
-        new_lines = code_lines(module, after[module])
-        changed = []
-        for line in difflib.unified_diff(old_lines, new_lines, n=0, lineterm=""):
-            if line[0] in "+-" and line[:3] not in ("+++", "---"):
-                changed.append(line)
-        if changed:
-            changes.append(f"{module}: {lines_text(changed)}")
+        elif module_change(module, before, after):
+            changes.append(module_change(module, before, after))
     return changes
+
+
+def module_change(module, before, after):
+    """Return what differs in a module that is in both codes, {module: its source}, or "" if nothing does."""
+    if module not in before or module not in after:
+        return ""
+    old_lines = code_lines(module, before[module])
+    new_lines = code_lines(module, after[module])
+    changed = []
+    for line in difflib.unified_diff(old_lines, new_lines, n=0, lineterm=""):
+        if line[0] in "+-" and line[:3] not in ("+++", "---"):
+            changed.append(line)
+    return f"{module}: {lines_text(changed)}" if changed else ""
 
 
 def code_lines(module, source):
@@ -626,35 +650,42 @@ def same_figures(old_seeds, new_seeds):
 
 def edit_lines(run):
     """Return what changed since the run before and what it did, as lines, or [] if there is none."""
-    if run.before is None:
+    if run.edit is None:
         return []
-    edit = find_edit(run.before, run)
+    edit, before = run.edit, run.before
     if not edit.general and not edit.rows:
-        return [f"Nothing has changed since run {run.before.folder.name}: the same settings, code and data"]
-    lines = [f"What has changed since run {run.before.folder.name}:", ""]
+        compared = "settings, code and data" if before.code and run.code else "settings and data"
+        return [f"Nothing has changed since run {before.folder.name}: the same {compared}"]
+    lines = [f"What has changed since run {before.folder.name}:", ""]
     lines += [f"* {change}" for change in edit.general]
     for name, changes in edit.rows.items():
         if changes:
             lines.append(f"* {name}: {', '.join(changes)}")
-    if not edit.experiments:
-        return [*lines, "", "This changed no figure"]
+    if edit.experiments:
+        lines += ["", *markdown(edit_table(run)), "", "Changes in accuracy are in percentage points"]
+        if min(run.seeds, before.seeds) > 1:
+            lines[-1] += " ± standard error (SE)"
+    if edit.unfinished:
+        lines += ["", f"Not compared, since not finished: {', '.join(edit.unfinished)}"]
+    elif not edit.experiments:
+        lines += ["", "This changed no figure"]
+    return lines
+
+
+def edit_table(run):
+    """Return the last figures of the changed experiments before and after an edit, as rows of strings."""
+    deviation = " ± SD" if max(run.seeds, run.before.seeds) > 1 else ""
     error = " ± SE" if min(run.seeds, run.before.seeds) > 1 else ""
-    note = "Changes in accuracy are in percentage points" + error.replace("SE", "standard error (SE)")
-    return [*lines, "", *markdown(edit_table(run, edit.experiments, error)), "", note]
-
-
-def edit_table(run, experiments, error):
-    """Return the last figures of these experiments before and after an edit, as rows of texts."""
-    deviation = " ± SD" if run.seeds > 1 else ""
     headings = ["experiment", "run", f"val acc{deviation}", f"change{error}"]
     table = [[*headings, f"val loss{deviation}", f"change{error}"]]
-    for name in experiments:
+    for name in run.edit.experiments:
         old, new = run.before.stats.get(name), run.stats[name]
         accuracy = loss = ""
         if old:
             number = run.before.folder.name
             table.append([name, number, cell(old, "val_accuracy"), "", cell(old, "val_loss"), ""])
-            accuracy, loss = difference(old, new, "val_accuracy"), difference(old, new, "val_loss")
+            accuracy = figure_change(old, new, "val_accuracy")
+            loss = figure_change(old, new, "val_loss")
         number = run.folder.name
         table.append([name, number, cell(new, "val_accuracy"), accuracy, cell(new, "val_loss"), loss])
     return table
@@ -709,41 +740,37 @@ def plot_comparison(run):
     """Return a Figure with the curves of all experiments."""
     if not run.stats:
         return None
-    curves = []
     looks = looks_of(run.stats)
-    for name, seeds in run.stats.items():
-        label = f"{name}  {cell(seeds, 'val_accuracy')}"
-        curves.append((seeds, {"label": label, "linestyle": "-", **looks[name]}))
+    curves = [labelled_curve(name, seeds, "-", looks[name]) for name, seeds in run.stats.items()]
     return plot_panels(run.heading, curves)
 
 
 def plot_edit(run):
     """Return a Figure with the curves of the experiments that an edit has changed, before and after it."""
-    if run.before is None:
+    if run.edit is None or not run.edit.experiments:
         return None
-    edit = find_edit(run.before, run)
-    if not edit.experiments:
-        return None
+    looks = looks_of(run.stats)
     curves = []
-    title = [run.heading, *edit.general]
-    looks = looks_of(edit.experiments)
-    for name in edit.experiments:
+    title = [run.heading, *run.edit.general]
+    for name in run.edit.experiments:
         old, new = run.before.stats.get(name), run.stats[name]
-        changes = ", ".join(edit.rows.get(name, []))
+        effects = list(run.edit.rows.get(name, []))
         if old:
-            label = f"{name}, run {run.before.folder.name}  {cell(old, 'val_accuracy')}"
-            curves.append(
-                (old, {"label": label, "linestyle": "--", "markerfacecolor": "white", **looks[name]})
-            )
-            gain = difference(old, new, "val_accuracy")
-            changes = ", ".join(filter(None, [changes, f"validation accuracy {gain} points"]))
-        title.append(f"{name}: {changes}")
-        label = f"{name}, run {run.folder.name}  {cell(new, 'val_accuracy')}"
-        curves.append((new, {"label": label, "linestyle": "-", **looks[name]}))
+            look = {"markerfacecolor": "white", **looks[name]}
+            curves.append(labelled_curve(f"{name}, run {run.before.folder.name}", old, "--", look))
+            effects.append(f"validation accuracy {figure_change(old, new, 'val_accuracy')} points")
+        curves.append(labelled_curve(f"{name}, run {run.folder.name}", new, "-", looks[name]))
+        title.append(f"{name}: {', '.join(effects)}")
     lines = []
     for line in title:
         lines += textwrap.wrap(line, WIDTH)
     return plot_panels("\n".join(lines), curves)
+
+
+def labelled_curve(name, seeds, linestyle, look):
+    """Return a pair for `plot_panels`: the seeds, and arguments of axes.plot."""
+    label = f"{name}  {cell(seeds, 'val_accuracy')}"
+    return seeds, {"label": label, "linestyle": linestyle, **look}
 
 
 def looks_of(names):
@@ -770,12 +797,11 @@ def looks_of(names):
 
 def plot_panels(title, curves):
     """Return a Figure with four panels: loss and accuracy, training and validation. The two of a quantity
-    have the same scale. curves: a list of (seeds, look), where a look holds arguments of axes.plot."""
-    width = 10
+    have the same scale. curves: a list of what `labelled_curve` returns."""
     longest = max(len(look["label"]) for _, look in curves)
-    columns = max(1, min(3, 115 // (longest + 8)))  # as many as fit side by side
+    columns = max(1, min(3, 115 // (longest + 8)))  # of the legend: 115 characters fit side by side
     rows = math.ceil(len(curves) / columns)
-    figure = new_figure(width, 7.5 + 0.2 * (rows + title.count("\n")), title)
+    figure = new_figure(10, 7.5 + 0.2 * (rows + title.count("\n")), title)
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for axes, column in zip(panels.flat, ("train_loss", "val_loss", "train_accuracy", "val_accuracy")):
         for seeds, look in curves:
@@ -821,7 +847,10 @@ def finish_axes(axes, quantity):
     """Give axes that hold their curves of a loss or an accuracy names, units, scales and ticks."""
     from matplotlib.ticker import AutoLocator, LogLocator, MaxNLocator
 
-    epochs = max((len(line.get_xdata()) for line in axes.lines), default=1)
+    epochs = max((len(line.get_xdata()) for line in axes.lines), default=0)
+    if epochs == 0:  # an older run that lacks the column
+        axes.set_axis_off()
+        return
     axes.set_xlabel("epoch")
     axes.set_xlim(0.5, epochs + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -916,75 +945,81 @@ def plot_images(run):
     return figure
 
 
-WORST = 24  # mistakes to show of each experiment
-IN_A_ROW = 12
+STRIPS = 2  # rows of mistakes for each experiment
+IN_A_STRIP = 12
 
 
 def plot_mistakes(run):
-    """Return a Figure with the wrong answers of highest confidence, the worst first."""
+    """Return a Figure with the misclassified images, those of highest confidence first."""
     if not run.outputs:
         return None
-    rows = WORST // IN_A_ROW
-    title = f"Mistakes, the most confident first: label \u2192 answer\n{run.data}"
-    figure, panels = bare_panels(title, rows * len(run.outputs), 1, 9, 0.95)
-    for index, (training, outputs) in enumerate(first_outputs(run).items()):
-        wrong = outputs["answers"] != outputs["labels"]
+    title = f"Mistakes, the most confident first: label \u2192 prediction\n{run.data}"
+    count = STRIPS * len(run.outputs)
+    figure, panels = bare_panels(title, count=count, columns=1, width=9, height=0.95)
+    for axes, (training, outputs) in zip(panels.reshape(-1, STRIPS), first_outputs(run).items()):
+        wrong = outputs["predictions"] != outputs["labels"]
         probabilities = softmax(outputs["logits"][wrong])
         labels = outputs["labels"][wrong]
-        worst = np.argsort(-probabilities.max(axis=1), kind="stable")[:WORST]
+        worst = np.argsort(-probabilities.max(axis=1), kind="stable")[: STRIPS * IN_A_STRIP]
         heading = f"{training}: {wrong.sum():,} mistakes"
         if len(worst):
-            limits = confidence(probabilities[worst[0]]), confidence(probabilities[worst[-1]])
-            heading += f"; confidence of these {limits[0]} to {limits[1]}"
-        panels[rows * index].set_title(heading, fontsize=9)
-        for row in range(rows):
-            shown = worst[row * IN_A_ROW : (row + 1) * IN_A_ROW]
+            highest, lowest = confidence(probabilities[worst[0]]), confidence(probabilities[worst[-1]])
+            heading += f"; confidence of these {highest} to {lowest}"
+        axes[0].set_title(heading, fontsize=9)
+        for strip in range(STRIPS):
+            shown = worst[strip * IN_A_STRIP : (strip + 1) * IN_A_STRIP]
             texts = [f"{labels[each]} \u2192 {probabilities[each].argmax()}" for each in shown]
-            draw_strip(panels[rows * index + row], outputs["mistakes"][shown], texts)
+            draw_strip(axes[strip], outputs["mistakes"][shown], texts)
     return figure
 
 
 def draw_strip(axes, images, texts):
-    """Draw up to IN_A_ROW images (N, 28, 28) side by side, each above its text."""
-    strip = np.full((IN_A_ROW, 28, 28), np.nan)
+    """Draw up to IN_A_STRIP images (N, 28, 28) side by side, each above its text."""
+    strip = np.full((IN_A_STRIP, 28, 28), np.nan)
     strip[: len(images)] = images
-    axes.imshow(sheet(strip, IN_A_ROW), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(sheet(strip, IN_A_STRIP), cmap="gray", vmin=0, vmax=255)
     middles = 14 + 29 * np.arange(len(texts))
     axes.set_xticks(middles, texts)
     axes.tick_params(length=0)
 
 
 def plot_confusion(run):
-    """Return a Figure that counts the answers to each label; only mistakes are coloured."""
+    """Return a Figure that counts the predictions for each label; only mistakes are coloured."""
     if not run.outputs:
         return None
-    figure, panels = bare_panels(f"Confusion matrices\n{run.data}", len(run.outputs), 3, 3.6, 3.95)
+    title = f"Confusion matrices\n{run.data}"
+    figure, panels = bare_panels(title, count=len(run.outputs), columns=3, width=3.6, height=3.95)
     matrices = {}
     for training, outputs in first_outputs(run).items():
-        pairs = 10 * outputs["labels"] + outputs["answers"]
+        pairs = 10 * outputs["labels"] + outputs["predictions"]
         matrices[training] = np.bincount(pairs, minlength=100).reshape(10, 10)
     off_diagonal = 1 - np.eye(10, dtype=int)
     most = max((matrix * off_diagonal).max() for matrix in matrices.values())
     for axes, (training, matrix) in zip(panels, matrices.items()):
         mistakes = matrix * off_diagonal
-        axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=1.5 * max(most, 1))
-        for (label, answer), count in np.ndenumerate(matrix):
-            weight = "bold" if label == answer else "normal"
-            axes.text(answer, label, count or "", ha="center", va="center", fontsize=7, weight=weight)
+        axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=1.5 * max(most, 1))  # dark text stays readable
+        for (label, prediction), count in np.ndenumerate(matrix):
+            weight = "bold" if label == prediction else "normal"
+            axes.text(prediction, label, count or "", ha="center", va="center", fontsize=7, weight=weight)
         axes.set(xticks=range(10), yticks=range(10), ylabel="label")
-        axes.set_xlabel(f"answer\nmost frequent: {most_frequent(mistakes)}", fontsize=9)
+        axes.set_xlabel(f"prediction\nmost frequent: {most_frequent(mistakes)}", fontsize=9)
         axes.set_title(training, fontsize=9)
     return figure
 
 
 def most_frequent(mistakes):
-    """Return the three pairs of label and answer that account for most mistakes, as a text."""
+    """Return the three pairs of label and prediction that account for most mistakes, as a string."""
     pairs = []
     for index in np.argsort(-mistakes, axis=None, kind="stable")[:3]:
-        label, answer = divmod(index, 10)
-        if mistakes[label, answer]:
-            pairs.append(f"{label} \u2192 {answer}: {mistakes[label, answer]}")
+        label, prediction = divmod(index, 10)
+        if mistakes[label, prediction]:
+            pairs.append(f"{label} \u2192 {prediction}: {mistakes[label, prediction]}")
     return ", ".join(pairs) or "no mistakes"
+
+
+MAPS_IN_A_ROW = 8
+MOST_MAPS = 64  # of a layer, so that no picture grows without bound
+MOST_LAYERS = 20  # of a model
 
 
 def plot_layers(run):
@@ -998,27 +1033,25 @@ def plot_layers(run):
     figure = new_figure(4 * columns, 0.8 + (height + 0.5) * rows, title)
     parts = figure.subfigures(rows, columns, squeeze=False).flatten()
     for part, (name, layers) in zip(parts, run.layers.items()):
-        part.suptitle(name, fontsize=10)
-        panels = part.subplots(len(layers), 1, height_ratios=layer_heights(layers), squeeze=False).flatten()
+        heights = layer_heights(layers)
+        shown = f"{name}, its first {MOST_LAYERS} layers" if len(layers) > MOST_LAYERS else name
+        part.suptitle(shown, fontsize=10)
+        panels = part.subplots(len(heights), 1, height_ratios=heights, squeeze=False).flatten()
         for axes, (layer, values) in zip(panels, layers.items()):
             draw_layer(axes, layer, values)
     return figure
 
 
 def layer_heights(layers):
-    """Return how high, in inches, each output of a layer is drawn."""
+    """Return how high, in inches, each output of the first MOST_LAYERS layers is drawn."""
     heights = []
-    for values in layers.values():
+    for values in list(layers.values())[:MOST_LAYERS]:
         if values.ndim == 1:
             heights.append(0.5)
         else:
             rows = math.ceil(min(len(values), MOST_MAPS) / MAPS_IN_A_ROW)
             heights.append(0.3 + 0.5 * rows)
     return heights
-
-
-MAPS_IN_A_ROW = 8
-MOST_MAPS = 64  # of a layer, so that no picture grows without bound
 
 
 def draw_layer(axes, layer, values):
@@ -1040,8 +1073,11 @@ def draw_layer(axes, layer, values):
         axes.imshow(sheet(values[:MOST_MAPS], MAPS_IN_A_ROW), cmap="gray")
 
 
+MOST_DIGITS = 500  # in one picture
+
+
 def plot_digits(run):
-    """Return a Figure of own digits: as taken, as the models see them, and each model's answer."""
+    """Return a Figure of your own digits: as taken, as the models see them, and each model's answer."""
     if not run.digits:
         return None
     logits = {}
@@ -1054,12 +1090,11 @@ def plot_digits(run):
 
 def draw_digits(digits, logits):
     """Return a Figure of digits, see `dataset.read_digits`, with the answers of {model: logits (M, 10)}."""
-    count = len(digits["names"])
+    count = min(len(digits["names"]), MOST_DIGITS)
+    title = f"My digits: the picture, and what the models see ({count} of {len(digits['names'])})"
     columns = 5 if count <= 30 else 10
-    height = 1.7 + 0.12 * len(logits)
-    figure, panels = bare_panels(
-        "My digits: the picture, and what the models see", count, columns, 2.4, height
-    )
+    height = 1.7 + 0.12 * len(logits)  # inches; the second part for a line of text
+    figure, panels = bare_panels(title, count, columns, width=2.4, height=height)
     for index, axes in enumerate(panels):
         seen = np.kron(digits["images"][index], np.ones((4, 4), dtype=np.uint8))  # as large as the picture
         seen = np.stack([seen, seen, seen], axis=2)
@@ -1068,14 +1103,14 @@ def draw_digits(digits, logits):
         answers = digit_answers(digits, logits, index)
         lines = [f"{model}: {answer}" for model, answer in answers.items()]
         axes.set_xlabel("\n".join(lines), fontsize=7)
-        if "wrong" in " ".join(answers.values()):
+        if any(answer.endswith("wrong") for answer in answers.values()):
             axes.xaxis.label.set_color(COLORS[1])
     return figure
 
 
 def digit_answers(digits, logits, index):
-    """Return {model: its answer to one digit, with its probability, as a text}. If the picture's name
-    begins with the true digit, as 7.png or 7_a.jpg, the text says whether the answer is right."""
+    """Return {model: its answer to one digit, with its probability}, as strings. If the picture's name
+    begins with the true digit, as 7.png or 7_a.jpg, the answer ends in "right" or "wrong"."""
     label = re.match(r"([0-9])(?![0-9])", str(digits["names"][index]))
     answers = {}
     for model, model_logits in logits.items():
@@ -1098,7 +1133,7 @@ def digit_table(digits, logits):
 # All together -----------------------------------------------------------------------------------
 
 
-# The pictures of a run, beside that of each experiment. No experiment can have one of these names.
+# The pictures of a run, besides that of each experiment. No experiment can have one of these names.
 PICTURES = {
     "edit": plot_edit,
     "comparison": plot_comparison,
@@ -1110,8 +1145,10 @@ PICTURES = {
 }
 
 
-def save_all(run):
+def draw_run(folder):
     """Write summary.md and all pictures of a run into its folder. Return what to print about them."""
+    run = read_run(folder)
+    run = replace(run, before=run_before(run))
     lines = summary(run)
     edit = edit_lines(run)
     if edit:
@@ -1131,40 +1168,41 @@ def save_all(run):
     return "\n".join(["", *lines])
 
 
-def draw_run(folder):
-    """Read a run, compare it with the one before it, and do what `save_all` does."""
-    run = read_run(folder)
-    return save_all(replace(run, before=run_before(run)))
+def compare_runs(before_folder, after_folder):
+    """Draw what an edit did beside the folders of two runs. Return what to print about it."""
+    before = read_run(before_folder)
+    after = replace(read_run(after_folder), before=before)
+    lines = edit_lines(after)
+    figure = plot_edit(after)
+    if figure is not None:
+        path = after.folder.parent / f"edit_{before.folder.name}_{after.folder.name}.png"
+        figure.savefig(path)
+        lines += ["", str(path)]
+    return "\n".join(lines)
 
 
 def find_folder(argument):
-    """Return the folder of a run, given by its number in results/ or by its path."""
-    if argument.isdecimal():
-        return Path("results") / argument
-    return Path(argument)
+    """Return the folder of a run, given by its number in results/ or by its path. Raises FileNotFoundError
+    if it has no finished epoch."""
+    folder = Path("results") / argument if argument.isdecimal() else Path(argument)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no run {folder}")
+    if not any(folder.glob("*-seed*.csv")):
+        raise FileNotFoundError(f"{folder} has no <experiment>-seed<k>.csv with a finished epoch")
+    return folder
 
 
 def main(arguments):
     """Draw the run with this number or path again, or compare two. Return the exit code."""
+    if len(arguments) > 2 or any(argument.startswith("-") for argument in arguments):
+        print(__doc__, file=sys.stderr)
+        return 2
     try:
-        if len(arguments) > 2:
-            raise RunError("name one run to draw it again, or two to compare them")
         folders = [find_folder(argument) for argument in arguments] or [newest_run("results")]
-        runs = [read_run(folder) for folder in folders]
-        for run in runs:
-            if not run.stats:
-                raise RunError(f"{run.folder} has no <experiment>-seed<k>.csv with a finished epoch")
-        if len(runs) == 1:
+        if len(folders) == 1:
             print(draw_run(folders[0]))
         else:
-            before, after = runs
-            after = replace(after, before=before)
-            print("\n".join(edit_lines(after)))
-            figure = plot_edit(after)
-            if figure is not None:
-                path = after.folder.parent / f"edit_{before.folder.name}_{after.folder.name}.png"
-                figure.savefig(path)
-                print(f"\n{path}")
+            print(compare_runs(*folders))
     except (OSError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -179,6 +180,13 @@ def test_what_cannot_be_asked_is_named(monkeypatch, finished, capsys):
     assert "nowhere.png" in picture and "'LeNet5'" in row
     assert "CustomMLP" in printed.out and "| LeNet5" not in printed.out
     assert main.ask(["nowhere.png"]) == 2
+    capsys.readouterr()
+    source = finished[0] / "results" / "1" / "code" / "model.py"
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text.replace("nn.ReLU()\n", "nn.Tanh()\n", 1), encoding="utf-8")
+    main.ask([digit])
+    assert "nn.Tanh() -> nn.ReLU()" in capsys.readouterr().err  # not the model that was trained
+    source.write_text(text, encoding="utf-8")
     monkeypatch.setattr(main, "RESULTS_DIR", str(finished[0] / "nothing"))
     assert main.ask([digit]) == 2
     assert "nothing" in capsys.readouterr().err
@@ -673,6 +681,13 @@ def test_settings_say_what_the_row_states():
         assert main.as_json(value) == expected
     assert main.as_json(Noise(2)) == {"class": "Noise", "strength": 2}
     assert main.as_json(nn.CrossEntropyLoss(label_smoothing=0.1))["label_smoothing"] == 0.1
+    weighted = json.dumps(nn.CrossEntropyLoss(weight=torch.tensor([0.25, 4])), default=main.as_json)
+    assert "0.25" in weighted
+    dropping = json.dumps(nn.Sequential(nn.Dropout(0.3)), default=main.as_json)
+    assert "0.3" in dropping and "training" not in dropping
+    assert "0.125" in main.as_json(lambda images: images + 0.125)
+    assert main.as_json(partial(max, 3))["args"] == (3,)
+    assert main.as_json(object()) == main.as_json(object())  # no address, which differs in each run
     json.dumps(vars(Experiment(LeNet5, 0.01, transform=Augmentation(shift=1))), default=main.as_json)
 
 
@@ -765,6 +780,72 @@ def test_layers_of_ones_own_model_are_saved_and_drawn(monkeypatch, small_run, te
     with torch.no_grad():
         assert np.allclose(arrays["layer first"], model.first(test_set[:1][0])[0], atol=1e-4)
         assert np.allclose(arrays["probabilities"], model(test_set[:1][0])[0].softmax(0), atol=1e-4)
+
+
+def test_layers_note_what_came_out_of_them(test_set):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.ReLU(inplace=True))
+    _, layers = main.trace(model, test_set[:1][0])
+    assert layers[1]["values"].min() < 0 == layers[2]["values"].min()  # before and after ReLU
+
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(28, 32, batch_first=True)
+            self.out = nn.Linear(32, 10)
+
+        def forward(self, images):
+            outputs, _ = self.lstm(images[:, 0])
+            return self.out(outputs[:, -1])
+
+    _, layers = main.trace(Rows(), test_set[:1][0])
+    assert [layer["name"] for layer in layers] == ["lstm", "out"]
+
+
+def test_a_transform_may_work_in_place_and_need_whole_batches(monkeypatch, small_run):
+    noise = torch.rand(32, 1, 28, 28)
+
+    def darken(images):
+        return images.sub_(noise)
+
+    rows = {name: Experiment(CustomMLP, 0.01, transform=darken, epochs=1) for name in "AB"}
+    monkeypatch.setattr(main, "EXPERIMENTS", rows)
+    assert main.main() == 0
+    versions = np.load(small_run / "results" / "1" / "images.npz")["versions"]
+    assert np.array_equal(versions[0][0], versions[1][3])  # it does the same each time
+
+
+def test_rows_that_cannot_reach_a_spawned_process_are_named(monkeypatch, small_run, capsys):
+    row = Experiment(CustomMLP, 0.01, transform=lambda images: images, epochs=1)
+    monkeypatch.setattr(main, "EXPERIMENTS", {"my row": row})
+    monkeypatch.setattr(main.sys, "platform", "darwin")
+    assert main.main() == 2
+    (line,) = own_lines(capsys.readouterr().err)
+    assert "my row" in line and "lambda" in line
+
+
+def test_train_and_test_name_an_empty_loader():
+    model = LeNet5()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(main.UserError):
+        main.train(model, [], "cpu", nn.CrossEntropyLoss(), optimizer)
+    with pytest.raises(main.UserError):
+        main.test(model, [], "cpu", nn.CrossEntropyLoss())
+
+
+def test_signals_are_held_back_and_not_lost():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with main.signals_held_back():
+            signal.raise_signal(signal.SIGTERM)
+            assert not received
+        assert received == [signal.SIGTERM]
+        with pytest.raises(OSError), main.signals_held_back():
+            raise OSError
+        signal.raise_signal(signal.SIGTERM)
+        assert len(received) == 2  # its handler is back
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_images_show_what_each_experiment_with_a_transform_trains_on(results, train_set):

@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,6 +81,15 @@ def lines_of(axes):
     return [list(line.get_ydata()) for line in axes.lines]
 
 
+def result_table(run):
+    return plot.result_table(run, plot.gains_over_baseline(run))
+
+
+def after(folder, before):
+    """The run in a folder, to be compared with the run before."""
+    return replace(plot.read_run(folder), before=before)
+
+
 def legend_of(figure):
     figure.draw_without_rendering()
     (legend,) = figure.legends
@@ -108,11 +118,11 @@ def test_a_further_column_and_a_missing_one_do_no_harm(tmp_path):
     missing = [(line[0], line[1], line[3], line[4], line[6]) for line in LENET[0]]
     write_csv(tmp_path / "B-seed0.csv", missing, header)
     run = plot.read_run(tmp_path)
-    table = plot.result_table(run)
+    table = result_table(run)
     rows = {row[0]: dict(zip(table[0], row)) for row in table[1:]}
     assert rows["A"]["val acc"] == rows["B"]["val acc"] == "99.00%" and rows["A"]["seconds"] == "15"
     assert rows["A"]["train acc"] == "98.50%" and rows["B"]["train acc"] == ""
-    plot.save_all(run)
+    plot.draw_run(tmp_path)
     assert {path.stem for path in tmp_path.glob("*.png")} == {"A", "B", "comparison"}
 
 
@@ -234,6 +244,19 @@ def test_curves_near_to_each_other_get_ticks_of_their_own(tmp_path):
         assert len([tick for tick in axes.get_yticks() if low <= tick <= high]) >= 3
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("column", FIGURES)
+def test_a_column_that_all_lack_is_left_out(tmp_path, column):
+    index = COLUMNS.index(column)
+    header = HEADER.replace(f",{column}", "")
+    for name in ("LeNet", "MLP"):
+        lines = [(*line[:index], *line[index + 1 :]) for line in LENET[0]]
+        write_csv(tmp_path / f"{name}-seed0.csv", lines, header)
+    write_settings(tmp_path, SEEDS=[0])
+    plot.draw_run(tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"LeNet", "MLP", "comparison"}
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("loss, accuracy", [(1e-9, 1), (1e-9, 0.9999), (2.3, 0.1135), (1e9, 0)])
 def test_every_value_can_be_drawn(tmp_path, loss, accuracy):
@@ -242,13 +265,13 @@ def test_every_value_can_be_drawn(tmp_path, loss, accuracy):
         tmp_path / "B-seed0.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1), (2, loss, accuracy, loss, accuracy, 1, 0)]
     )
     write_csv(tmp_path / "B-seed1.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1)])
-    plot.save_all(plot.read_run(tmp_path))
+    plot.draw_run(tmp_path)
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("A", "B", "comparison"))
 
 
 def test_summary_holds_means_deviations_and_gains(folder):
     write_settings(folder, BASELINE="MLP", SEEDS=[0])
-    headings, mlp, lenet = plot.result_table(plot.read_run(folder))
+    headings, mlp, lenet = result_table(plot.read_run(folder))
     assert headings == [
         "experiment",
         "train acc ± SD",
@@ -269,7 +292,7 @@ def test_gain_has_a_standard_error(folder):
         changed = [(*line[:4], line[4] - 0.01, *line[5:]) for line in lines]
         write_csv(folder / f"A-seed{seed}.csv", changed)
     write_settings(folder, BASELINE="A")
-    table = {row[0]: row[4] for row in plot.result_table(plot.read_run(folder))}
+    table = {row[0]: row[4] for row in result_table(plot.read_run(folder))}
     values = [100 * lines[-1][4] for lines in LENET]
     assert table["LeNet"] == f"+1.00 ± {statistics.stdev(values):.2f}"  # sqrt(s²/2 + s²/2)
 
@@ -277,7 +300,7 @@ def test_gain_has_a_standard_error(folder):
 def test_no_gain_is_given_unless_both_have_finished(folder):
     write_settings(folder, SEEDS=[0])
     run = plot.read_run(folder)
-    assert plot.result_table(run)[1][4] == "-87.75"
+    assert result_table(run)[1][4] == "-87.75"
     for name, lines in (("MLP", MLP[0]), ("LeNet", LENET[0])):
         write_csv(folder / f"{name}-seed0.csv", lines[:2])
         run = plot.read_run(folder)
@@ -314,7 +337,7 @@ def test_summary_names_what_did_not_finish(folder):
 
 def test_a_run_without_a_finished_epoch_still_has_a_summary(tmp_path):
     write_settings(tmp_path)
-    plot.save_all(plot.read_run(tmp_path))
+    plot.draw_run(tmp_path)
     assert "Not finished: MLP, seed 0" in (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert not list(tmp_path.glob("*.png"))
 
@@ -327,6 +350,7 @@ def test_the_table_fits_into_a_screen(tmp_path, sizes):
     rows = {chr(65 + index) * size: {"epochs": 3} for index, size in enumerate(sizes)}
     write_settings(tmp_path, EXPERIMENTS=rows, BASELINE="A" * sizes[0])
     assert max(len(line) for line in plot.summary(plot.read_run(tmp_path))) <= 100
+    assert "| A" in "\n".join(plot.summary(plot.read_run(tmp_path)))
     figures = {"epoch": 10, "train_loss": 0.5, "train_accuracy": 1, "val_loss": 0.5, "val_accuracy": 1}
     assert len(plot.progress("A" * sizes[0], 0, 10, figures | {"seconds": 100})) <= 100
 
@@ -345,10 +369,10 @@ def test_an_edit_is_named_with_what_it_did(folder):
     }
     write_settings(folder, SEEDS=[0])
     other = edited_run(folder, EXPERIMENTS=rows, SEEDS=[0])
-    run = plot.read_run(other, before=plot.read_run(folder))
+    run = after(other, plot.read_run(folder))
     lines = plot.edit_lines(run)
     assert "* LeNet: learning_rate 0.02 -> 0.005, transform None -> Noise(strength=1)" in lines
-    table = plot.edit_table(run, ["LeNet"], " ± SE")
+    table = plot.edit_table(run)
     deviation = statistics.stdev([99.0, 99.2])
     assert table[1][:4] == ["LeNet", folder.name, f"99.10 ± {deviation:.2f}%", ""]
     assert table[2][:4] == ["LeNet", "later", "99.20 ± 0.00%", f"+0.10 ± {deviation / 2**0.5:.2f}"]
@@ -358,6 +382,31 @@ def test_an_edit_is_named_with_what_it_did(folder):
     assert "learning_rate 0.02 -> 0.005" in title and "+0.10" in title
     styles = [line.get_linestyle() for line in figure.axes[0].lines[:2]]
     assert styles == ["--", "-"]  # before, after
+
+
+def test_an_edit_that_has_not_finished_is_not_compared(folder):
+    write_settings(folder, SEEDS=[0])
+    rows = {"LeNet": {"epochs": 3, "learning_rate": 9}, "MLP": {"epochs": 3, "learning_rate": 9}}
+    other = edited_run(folder, EXPERIMENTS=rows, SEEDS=[0])
+    write_csv(other / "LeNet-seed0.csv", LENET[0][:1])  # interrupted
+    (other / "MLP-seed0.csv").unlink()  # its loss exploded
+    text = "\n".join(plot.edit_lines(after(other, plot.read_run(folder))))
+    assert "not finished: LeNet, MLP" in text and "changed no figure" not in text
+
+
+def test_settings_that_one_version_lacks_are_no_edit(folder):
+    write_settings(folder, SEEDS=[0], OLD=1)
+    row = {"epochs": 3, "learning_rate": 0.02, "transform": None}
+    rows = {name: row | {"added_later": 5} for name in ("MLP", "LeNet")}
+    other = other_run(folder, SEEDS=[0], NEW=1, EXPERIMENTS=rows)
+    edit = plot.find_edit(plot.read_run(folder), plot.read_run(other))
+    assert not edit.general and not edit.rows
+
+
+def test_removed_rows_are_named(folder):
+    other = other_run(folder, SEEDS=[0], EXPERIMENTS={"LeNet": {"epochs": 3}})
+    edit = plot.find_edit(plot.read_run(folder), plot.read_run(other))
+    assert edit.rows["MLP"] == ["removed"]
 
 
 def test_what_follows_a_constant_is_named_once(folder):
@@ -378,7 +427,7 @@ def test_new_rows_have_no_before(folder):
     other = edited_run(folder, EXPERIMENTS={"MLP": {"epochs": 3}, "LeNet": {"epochs": 3}}, SEEDS=[0])
     before = plot.read_run(folder)
     before.stats.pop("LeNet")
-    run = plot.read_run(other, before=before)
+    run = after(other, before)
     lines = plot.edit_lines(run)
     assert "* LeNet: new" in lines
     assert [line.split("|")[2].strip() for line in lines if line.startswith("| LeNet")] == ["later"]
@@ -386,9 +435,9 @@ def test_new_rows_have_no_before(folder):
 
 
 def test_nothing_changed_is_said_in_one_line(folder):
-    run = plot.read_run(other_run(folder, SEEDS=[0]), before=plot.read_run(folder))
+    run = after(other_run(folder, SEEDS=[0]), plot.read_run(folder))
     write_settings(folder, SEEDS=[0])
-    run = plot.read_run(other_run(folder, "same", SEEDS=[0]), before=plot.read_run(folder))
+    run = after(other_run(folder, "same", SEEDS=[0]), plot.read_run(folder))
     (line,) = plot.edit_lines(run)
     assert folder.name in line and plot.plot_edit(run) is None
 
@@ -468,6 +517,14 @@ def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_da
     assert plot.run_before(plot.read_run(tmp_path / "1")) is None
 
 
+def test_a_damaged_earlier_run_costs_a_later_one_nothing(tmp_path):
+    numbered(tmp_path, 1)
+    (numbered(tmp_path, 2) / "LeNet-seed0.csv").write_text("epoch\nnan\n", encoding="utf-8")
+    assert plot.run_before(plot.read_run(numbered(tmp_path, 3))).folder == tmp_path / "1"
+    plot.draw_run(tmp_path / "3")
+    assert (tmp_path / "3" / "edit.png").exists()
+
+
 def test_two_runs_given_by_number_are_compared(tmp_path, monkeypatch, capsys):
     results = tmp_path / "results"
     results.mkdir()
@@ -538,7 +595,7 @@ def test_confusion_counts_answers_and_colours_mistakes_only(folder):
     assert all(counts[digit, digit] == 7 and counts[digit, (digit + 1) % 10] == 3 for digit in range(10))
     colours = axes.images[0].get_array()
     assert (np.diag(colours) == 0).all() and colours[0, 1] == 3
-    assert axes.get_ylabel() == "label" and axes.get_xlabel().startswith("answer")
+    assert axes.get_ylabel() == "label" and axes.get_xlabel().startswith("prediction")
     scales = {axes.images[0].get_clim() for axes in panels.values()}
     assert len(scales) == 1
 
@@ -621,6 +678,21 @@ def test_many_digits_stay_readable(folder, count):
     width, height = figure.bbox.width, figure.bbox.height
     assert width < 3000 and height < 9000
     assert len(figure.axes) == count
+
+
+def test_a_deep_model_makes_no_picture_without_bound(folder):
+    write_outputs(folder, "LeNet-seed0", *wrong_answers(0))
+    maps = {f"layer conv{index}": np.ones((8, 4, 4)) for index in range(150)}
+    np.savez(folder / "LeNet-seed0.layers.npz", **maps)
+    figure = plot.plot_layers(plot.read_run(folder))
+    assert figure.bbox.height < 3000 and "first" in figure.subfigs[0].get_suptitle()
+
+
+def test_a_training_with_another_loss_can_have_learned(folder):
+    lines = [(epoch, 300, 0.9, 0.2, 0.95, 1, 0.1) for epoch in (1, 2, 3)]
+    write_csv(folder / "LeNet-seed0.csv", lines)
+    run = plot.read_run(folder)
+    assert not plot.has_learned_nothing(run, "LeNet", 0) and plot.has_learned_nothing(run, "MLP", 0)
 
 
 def test_trainings_without_figures_are_left_out(folder):
