@@ -20,11 +20,12 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
@@ -346,58 +347,292 @@ def write_tar(tar_path, images, labels):
             tar.addfile(member, png)
 
 
+# How `read_digit` sees a picture.
+SIDE = 150  # pixels of the longer side of the reduced picture: noise is averaged away, a thin pen is not
+OPEN_SIDE = 600  # pixels: a photo is decoded at least this large, to look at a part of it again
+SURROUNDINGS = 0.1  # of the longer side: what a stroke is compared with, twice the width of most
+BROADEST = 0.22  # of the longer side: what is broader is a shadow or a table, not a stroke
+LEAST_CONTRAST = 12  # of 255 grey levels: paler ink can't be told from stains
+LEAST_SIGNAL = 4  # times the roughness of the paper: the same for rough paper
+LEVELS = (0.25, 0.4, 0.55, 0.7)  # fractions of full ink: a pixel with more belongs to a stroke
+FAINT = 0.3  # fraction of full ink: a row or column without more is not part of the digit
+SPECK = 0.05  # of the ink of the largest group: a group with less is a speck
+TALL = 0.4  # of the height of the largest group: one that is taller may be a digit
+IN_LINE = 0.5  # of the taller one's height: two groups that share more may be digits of a number
+BESIDE = 0.3  # of the narrower one's width: if they share less, they stand side by side
+NEAR = 0.15  # of the longer side of the largest group: nearer than this are parts of the same digit
+MARGIN = 0.4  # of the longer side of the digit: the paper left around it for the second look
+STROKE = 2  # pixels of 20: thinner strokes are thickened; the median of MNIST's is 1.8 wide
+
+
 def read_digit(path):
     """Read a photo or drawing of one digit and return it as MNIST's makers prepared theirs
     (LeCun et al. 1998, section III.A): uint8 (28, 28), 0 background to 255 ink, the longer
     side of the ink 20 pixels, its centre of mass in the middle.
 
-    path: any picture that Pillow reads, dark on light or light on dark, in any size. Nothing
-        but the digit and its background should be on it; uneven light does no harm.
+    path: any picture that Pillow reads, dark on light or light on dark, in any size. Uneven
+        light, ruled lines, a frame and the edge of the paper do no harm.
 
-    Raises OSError if it can't be read, and DataError if it shows no digit.
+    Raises OSError if it can't be read, and DataError, which names the file, if it shows no digit or
+    more than one.
     """
-    picture = open_picture(path).convert("L")
-    picture.thumbnail((300, 300), Image.Resampling.BOX)  # averages noise away, and saves time
-    grey = np.asarray(picture, dtype=float)
-    height, width = grey.shape
+    picture = open_picture(path)
+    try:
+        return find_digit(picture.convert("L"))
+    except ValueError as error:
+        raise DataError(f"{path} {error}") from error
 
-    # Light falls unevenly. Fit a smooth surface to the grey values, then again without what
-    # stands out from it, until only the background is left.
-    y, x = (axis.ravel() for axis in np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j])
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
-    background = np.full(grey.size, np.median(grey))
-    for _ in range(5):
-        distance = np.abs(grey.ravel() - background)
-        plain = distance <= max(2.5 * np.median(distance), 2)
-        background = terms @ np.linalg.lstsq(terms[plain], grey.ravel()[plain], rcond=None)[0]
-    ink = grey - background.reshape(grey.shape)
-    if np.sum(ink**3) < 0:  # the few pixels that stand out are darker: dark ink on light paper
-        ink = -ink
 
-    noise = 1.5 * np.median(np.abs(ink))  # the standard deviation, if most pixels are background
-    full = np.quantile(ink[ink > ink.max() / 2], 0.5) if ink.max() > 0 else 0
-    if full < max(6 * noise, 20):
-        raise DataError(f"{path} shows no digit: no ink stands out from the background")
-    ink = ((ink - 2 * noise) / (full - 2 * noise)).clip(0, 1)
-    rows, columns = (np.flatnonzero((ink > 0.3).any(axis=axis)) for axis in (1, 0))
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+def find_digit(grey):
+    """Return the digit in a grey Pillow image as `read_digit` describes it. Raises ValueError that says
+    what the picture shows instead."""
+    _, digit = look(grey)
+    # The second look sees more detail, and less of what lies around.
+    ink, digit = look(cut_out(grey, digit))
+    ink = crop(ink * grow(digit))
+    ink = crop(thicken(ink))
+    return centre(ink)
 
+
+def look(grey):
+    """Return ink, float (H, W) from 0 to 1, and which of its pixels are the digit's, bool (H, W)."""
+    ink = find_ink(reduce(grey))
+    groups = drop_frames(drop_specks(loose_groups(ink)))
+    check_single(groups)
+    return ink, join_parts(groups)
+
+
+def reduce(grey):
+    """Return a picture with a longer side of SIDE pixels, so that all lengths below fit any picture."""
+    scale = SIDE / max(grey.size)
+    size = [max(8, round(scale * side)) for side in grey.size]
+    return grey.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+
+
+def find_ink(grey):
+    """Return how much ink each pixel holds, float (H, W): 0 paper, 1 full ink. Full ink is the median of
+    what stands out by at least half, so pale strokes count as much as dark ones."""
+    if not is_dark_on_light(grey):
+        grey = ImageOps.invert(grey)
+    ink = np.asarray(find_paper(grey), dtype=float) - np.asarray(grey)
+    # Most pixels are paper. Where it is rough it lies a little below its brightest spots.
+    roughness = np.median(ink)
+    full = np.median(ink[ink >= ink.max() / 2])
+    if full < max(LEAST_SIGNAL * roughness, LEAST_CONTRAST):
+        raise ValueError("shows no digit: no ink stands out from the background")
+    return ((ink - 2 * roughness) / (full - 2 * roughness)).clip(0, 1)
+
+
+def is_dark_on_light(grey):
+    """Whether strokes are darker than what surrounds them. The cube lets the few pixels
+    that stand out most decide. Both sides of an edge stand out alike and cancel each other."""
+    surroundings = grey.filter(ImageFilter.GaussianBlur(SURROUNDINGS * max(grey.size)))
+    difference = np.asarray(grey, dtype=float) - np.asarray(surroundings)
+    return np.sum(difference**3) < 0
+
+
+def find_paper(grey):
+    """Return the picture without dark strokes: a grey closing. The bright paper grows over everything
+    that is narrow, and then shrinks back. Shadows, tables and other broad areas keep their
+    edges, so they count as paper."""
+    paper = grey.filter(ImageFilter.MedianFilter(3))
+    steps = round(BROADEST * max(grey.size) / 2)
+    for _ in range(steps):
+        paper = paper.filter(ImageFilter.MaxFilter(3))
+    for _ in range(steps):
+        paper = paper.filter(ImageFilter.MinFilter(3))
+    return paper
+
+
+class Group:
+    """Ink that hangs together: mask, bool (H, W), its amount, and the smallest box around it."""
+
+    def __init__(self, mask, ink):
+        rows = np.flatnonzero(mask.any(axis=1))
+        columns = np.flatnonzero(mask.any(axis=0))
+        self.mask = mask
+        self.amount = ink[mask].sum()
+        self.top, self.bottom = rows[0], rows[-1] + 1
+        self.left, self.right = columns[0], columns[-1] + 1
+        self.height = self.bottom - self.top
+        self.width = self.right - self.left
+
+    def touches_edge(self):
+        """Whether the group reaches the edge of the picture."""
+        height, width = self.mask.shape
+        return self.top == 0 or self.left == 0 or self.bottom == height or self.right == width
+
+    def gap(self, other):
+        """Return how many pixels lie between the boxes of two groups; 0 if they overlap or touch."""
+        down = max(self.top, other.top) - min(self.bottom, other.bottom)
+        across = max(self.left, other.left) - min(self.right, other.right)
+        return max(down, across, 0)
+
+
+def loose_groups(ink):
+    """Return the groups of ink without those at the edge of the picture: the lines of the paper, its
+    border, a part of the next digit. If most of the ink in the middle hangs on them, the digit may do so
+    by lines that are paler or thinner than its strokes: raise the level until they vanish. If that does
+    not help, the picture has no margin, and all groups stay."""
+    height, width = ink.shape
+    middle = np.zeros(ink.shape, bool)
+    middle[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
+    for level in LEVELS:
+        groups = find_groups(ink, level)
+        loose = [group for group in groups if not group.touches_edge()]
+        amount = sum(ink[group.mask & middle].sum() for group in loose)
+        if amount > ink[(ink > level) & middle].sum() / 2:
+            return loose
+    return find_groups(ink, LEVELS[0])
+
+
+def find_groups(ink, level):
+    """Return the groups of ink above a level, those with most ink first. Paint is poured on a pixel and
+    runs over all that hangs together, until no ink is left without paint. The ink is grown before, so
+    that small gaps do not part a stroke."""
+    mask = ink > level
+    canvas = Image.fromarray(grow(mask).astype(np.int32))  # 0 paper, 1 ink without paint
+    paint = 1
+    for y, x in np.argwhere(mask).tolist():
+        if canvas.getpixel((x, y)) == 1:
+            paint += 1
+            ImageDraw.floodfill(canvas, (x, y), paint)
+    labels = np.asarray(canvas) * mask
+    groups = [Group(labels == number, ink) for number in range(2, paint + 1)]
+    return sorted(groups, key=lambda group: group.amount, reverse=True)
+
+
+def grow(mask):
+    """Return a mask that reaches one pixel further in all directions."""
+    picture = Image.fromarray(mask).convert("L")
+    return np.asarray(picture.filter(ImageFilter.MaxFilter(3))) > 0
+
+
+def drop_specks(groups):
+    """Return the groups without those that hold little ink."""
+    return [group for group in groups if group.amount > SPECK * groups[0].amount]
+
+
+def drop_frames(groups):
+    """Return the groups without those drawn around another one."""
+    return [group for group in groups if not any(surrounds(group, other) for other in groups)]
+
+
+def surrounds(frame, group):
+    """Whether a tall group lies inside another one that has no ink in its box. (A stroke of a
+    broken 4 can lie inside the box of the others, but one of them runs up to it.)"""
+    inside = (
+        frame.top < group.top
+        and frame.left < group.left
+        and group.bottom < frame.bottom
+        and group.right < frame.right
+    )
+    hole = frame.mask[group.top : group.bottom, group.left : group.right]
+    return inside and not hole.any() and group.height > TALL * frame.height
+
+
+def check_single(groups):
+    """Raise ValueError if two tall groups stand side by side, as the digits of a number do."""
+    tall = [group for group in groups if group.height > TALL * groups[0].height]
+    for group, other in combinations(tall, 2):
+        if are_side_by_side(group, other):
+            raise ValueError("shows more than one digit: keep one of them")
+
+
+def are_side_by_side(group, other):
+    """Whether two groups share much of their height and little of their width."""
+    shared_height = min(group.bottom, other.bottom) - max(group.top, other.top)
+    shared_width = min(group.right, other.right) - max(group.left, other.left)
+    return shared_height > IN_LINE * max(group.height, other.height) and shared_width < BESIDE * min(
+        group.width, other.width
+    )
+
+
+def join_parts(groups):
+    """Return the pixels of the digit, bool (H, W): the largest group and what lies near it, such as the
+    bar of a 5."""
+    largest = groups[0]
+    digit = largest.mask.copy()
+    for group in groups[1:]:
+        if largest.gap(group) < NEAR * max(largest.height, largest.width):
+            digit |= group.mask
+    return digit
+
+
+def cut_out(grey, digit):
+    """Return the part of a picture around the digit, which was found in the reduced picture."""
+    rows = np.flatnonzero(digit.any(axis=1))
+    columns = np.flatnonzero(digit.any(axis=0))
+    scale = max(grey.size) / max(digit.shape)
+    margin = MARGIN * max(rows[-1] - rows[0], columns[-1] - columns[0])
+    left = max(0, scale * (columns[0] - margin))
+    top = max(0, scale * (rows[0] - margin))
+    right = min(grey.width, scale * (columns[-1] + 1 + margin))
+    bottom = min(grey.height, scale * (rows[-1] + 1 + margin))
+    return grey.crop([round(side) for side in (left, top, right, bottom)])
+
+
+def crop(ink):
+    """Return ink without the empty rows and columns around it."""
+    rows = np.flatnonzero((ink > FAINT).any(axis=1))
+    columns = np.flatnonzero((ink > FAINT).any(axis=0))
+    if len(rows) == 0:
+        raise ValueError("shows no digit: its ink is too pale")
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def thicken(ink):
+    """Return ink with strokes at least as wide as MNIST's: thin ones would fade to grey when they are
+    reduced to 20 pixels. Every step adds a pixel on both sides."""
+    pixel = max(ink.shape) / 20
+    steps = max(0, round((STROKE - stroke_width(ink) / pixel) * pixel / 2))
+    picture = Image.fromarray(np.uint8(255 * np.pad(ink, steps)))
+    for _ in range(steps):
+        picture = picture.filter(ImageFilter.MaxFilter(3))
+    return np.asarray(picture) / 255
+
+
+def stroke_width(ink):
+    """Return the average width of the strokes in pixels: a stroke's area is its length times its width,
+    and its outline is twice its length. Counted along pixels, an outline is 4 / pi times too long."""
+    mask = np.pad(ink > 0.5, 1)
+    area = np.sum(mask)
+    outline = np.sum(mask[1:] != mask[:-1]) + np.sum(mask[:, 1:] != mask[:, :-1])
+    return 2 * area / (outline * math.pi / 4)
+
+
+def centre(ink):
+    """Return ink reduced to 20 pixels, as a uint8 tensor (28, 28) with its centre of mass in the middle."""
     scale = 20 / max(ink.shape)
     size = [max(1, round(scale * side)) for side in reversed(ink.shape)]
-    digit = np.asarray(Image.fromarray(np.float32(255 * ink)).resize(size, Image.Resampling.BOX))
+    picture = Image.fromarray(np.float32(255 * ink)).resize(size, Image.Resampling.BOX)
+    digit = np.asarray(picture)
+    rows = np.arange(digit.shape[0])
+    columns = np.arange(digit.shape[1])
     # In MNIST's own images, the centre of mass lies in the middle of pixel 14, counted from 0.
-    sums = digit.sum(axis=1), digit.sum(axis=0)
-    top, left = (round(14 - np.arange(len(side)) @ side / digit.sum()) for side in sums)
+    top = round(14 - rows @ digit.sum(axis=1) / digit.sum())
+    left = round(14 - columns @ digit.sum(axis=0) / digit.sum())
     image = Image.new("F", (28, 28))
-    image.paste(Image.fromarray(digit), (left, top))
+    image.paste(picture, (left, top))
     return torch.from_numpy(np.asarray(image).round().astype(np.uint8))
 
 
 def open_picture(path):
-    """Return a picture as a Pillow image in RGB, upright, transparent parts white."""
+    """Return a picture as a Pillow image in RGB, upright, and large photos reduced."""
     with Image.open(path) as picture:
+        picture.draft(None, (OPEN_SIDE, OPEN_SIDE))  # decodes a large JPEG in a fraction of the time
         picture = ImageOps.exif_transpose(picture).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    picture.thumbnail((2 * OPEN_SIDE, 2 * OPEN_SIDE), Image.Resampling.BOX)
+    paper = Image.new("RGBA", picture.size, "black" if is_light_on_nothing(picture) else "white")
+    return Image.alpha_composite(paper, picture).convert("RGB")
+
+
+def is_light_on_nothing(picture):
+    """Whether a picture in RGBA shows light ink on a transparent background, and so needs dark paper."""
+    opacity = np.asarray(picture.getchannel("A"))
+    brightness = np.asarray(picture.convert("L"))
+    ink = opacity > 127
+    return 0 < ink.mean() < 0.5 and brightness[ink].mean() > 127
 
 
 def pictures_in(folder):

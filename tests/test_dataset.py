@@ -16,7 +16,6 @@ import tarfile
 import threading
 import zlib
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -28,7 +27,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 import dataset
 from dataset import DataError, MNIST
-from helpers import PAPERS, idx, paper
+from helpers import idx
 
 
 def png(image=None, **save_options):
@@ -741,67 +740,3 @@ def test_held_out_images_are_the_last_training_images(train_set):
     with pytest.raises(DataError) as error:
         dataset.load_data(dataset.SAMPLE_DIR, 4000)
     assert "4000" in str(error.value)
-
-
-@pytest.mark.parametrize("options", PAPERS.values(), ids=PAPERS)
-def test_read_digit_gives_back_the_digit_that_was_redrawn(tmp_path, test_set, options):
-    differences = []
-    for index in range(20):
-        digit = test_set.images[index].numpy()
-        paper(digit, **options, seed=index).save(tmp_path / "digit.png")
-        read = dataset.read_digit(tmp_path / "digit.png")
-        assert read.shape == (28, 28) and read.dtype == torch.uint8
-        differences.append(np.abs(read.numpy().astype(int) - digit).mean())
-    # a shift by one pixel makes a difference of 20 or so; rounding may cause one now and then
-    assert np.median(differences) < 8 and np.quantile(differences, 0.7) < 10
-
-
-def test_read_digit_is_prepared_like_mnist(tmp_path, test_set):
-    for index in range(10):
-        paper(test_set.images[index].numpy(), seed=index).convert("RGB").save(
-            tmp_path / "digit.jpg", quality=80
-        )
-        read = dataset.read_digit(tmp_path / "digit.jpg").double()
-        rows, columns = read.any(1).nonzero(), read.any(0).nonzero()
-        assert max(rows.max() - rows.min(), columns.max() - columns.min()) in (18, 19)
-        assert read.max() > 240 and (read == 0).sum() > 400
-        for marginal in (read.sum(1), read.sum(0)):
-            assert abs((marginal @ torch.arange(28.0).double()) / marginal.sum() - 14) <= 0.6
-
-
-def test_colours_transparency_and_orientation_are_read(tmp_path, test_set):
-    grey = paper(test_set.images[3].numpy())
-    grey.save(tmp_path / "grey.png")
-    expected = dataset.read_digit(tmp_path / "grey.png")
-    ink = grey.point(lambda value: 255 - value)
-    blue = Image.merge("RGBA", [Image.new("L", grey.size, 0)] * 2 + [Image.new("L", grey.size, 90), ink])
-    blue.save(tmp_path / "drawing.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # held upright, stored lying on its side
-    grey.rotate(90, expand=True).save(tmp_path / "phone.jpg", exif=exif, quality=95)
-    for name in ("drawing.png", "phone.jpg"):
-        assert (dataset.read_digit(tmp_path / name).int() - expected.int()).abs().float().mean() < 6
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("noise", [0, 8])
-def test_paper_without_a_digit_is_an_error_that_names_the_file(tmp_path, noise):
-    path = tmp_path / "empty.png"
-    paper(np.eye(28, dtype=np.uint8), gradient=0.4, noise=noise).save(path)  # ink that nobody can see
-    with pytest.raises(DataError) as error:
-        dataset.read_digit(path)
-    assert str(path) in str(error.value)
-
-
-def test_read_digits_names_and_passes_over_what_is_no_digit(tmp_path, test_set, capsys):
-    assert dataset.pictures_in(tmp_path / "nowhere") == [] and dataset.read_digits([]) == {}
-    for index, name in enumerate(("b.png", "a.png")):
-        paper(test_set.images[index].numpy()).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
-    (tmp_path / "folder").mkdir()
-    digits = dataset.read_digits(dataset.pictures_in(tmp_path))
-    assert digits["names"].tolist() == ["a.png", "b.png"]
-    assert torch.equal(torch.from_numpy(digits["images"][1]), dataset.read_digit(tmp_path / "b.png"))
-    assert digits["originals"].shape == (2, 112, 112, 3)
-    folder, notes = capsys.readouterr().err.splitlines()
-    assert "folder" in folder and "notes.txt" in notes

@@ -1,0 +1,246 @@
+"""A digit from a photo: redrawn digits, and a drawing for each fault that real pictures have."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+import dataset
+from dataset import DataError
+from helpers import PAPERS, paper
+
+PAPER, INK = 225, 60  # grey levels
+BLACK = 25
+
+
+def drawn(points, size=(300, 400), width=14, ink=INK):
+    """A grey picture (height, width) with strokes along these points, lists of (x, y)."""
+    picture = Image.new("L", (4 * size[1], 4 * size[0]), PAPER)
+    pen = ImageDraw.Draw(picture)
+    for stroke in points:
+        stroke = [(4 * x, 4 * y) for x, y in stroke]
+        pen.line(stroke, fill=ink, width=4 * width, joint="curve")
+        for x, y in stroke:
+            pen.ellipse((x - 2 * width, y - 2 * width, x + 2 * width, y + 2 * width), fill=ink)
+    return picture.resize((size[1], size[0]), Image.Resampling.BOX)
+
+
+# In the middle of 400 x 300.
+SEVEN = [[(150, 80), (250, 80), (180, 220)]]
+FOUR = [[(190, 80), (150, 160), (250, 160)], [(225, 110), (215, 220)]]
+FIVE = [[(165, 90), (160, 140), (220, 140), (240, 170), (220, 210), (160, 220)], [(180, 80), (240, 78)]]
+FIVE_APART = [FIVE[0], [(195, 72), (245, 68)]]  # its bar does not touch the rest
+DIGITS = {"7": SEVEN, "4": FOUR, "5": FIVE}
+
+
+def moved(points, dx, dy=0):
+    return [[(x + dx, y + dy) for x, y in stroke] for stroke in points]
+
+
+def read(picture, tmp_path):
+    """What read_digit makes of a picture, as integers."""
+    path = tmp_path / "digit.png"
+    picture.save(path)
+    return dataset.read_digit(path).int()
+
+
+def is_same(first, second):
+    """Whether two prepared digits differ by less than a shift of one pixel, or strokes twice as wide."""
+    return (first - second).abs().float().mean() < 18
+
+
+def with_lines(picture, level, step=40, vertical=False):
+    """The same on ruled or squared paper."""
+    pen = ImageDraw.Draw(picture)
+    for place in range(20, picture.height, step):
+        pen.line([(0, place), (picture.width, place)], fill=level, width=2)
+    if vertical:
+        for place in range(20, picture.width, step):
+            pen.line([(place, 0), (place, picture.height)], fill=level, width=2)
+    return picture
+
+
+def with_border(picture):
+    """The same on a dark table, seen on two sides."""
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((0, 0, 25, picture.height), fill=BLACK)
+    pen.polygon([(0, picture.height), (picture.width, picture.height), (picture.width, 265)], fill=BLACK)
+    return picture
+
+
+def with_shadow(picture):
+    """The same with the sharp edge of a shadow across it."""
+    light = np.ones((picture.height, picture.width))
+    light[:, 200:] = 0.6
+    return Image.fromarray(np.uint8(np.asarray(picture) * light)).filter(ImageFilter.GaussianBlur(2))
+
+
+def with_specks(picture):
+    """The same with crumbs on the paper, as dark as the ink."""
+    pen = ImageDraw.Draw(picture)
+    for x, y in ((60, 60), (330, 100), (90, 240), (350, 250), (260, 150)):
+        pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=INK)
+    return picture
+
+
+def with_frame(picture):
+    """The same in a frame that does not touch the edge."""
+    ImageDraw.Draw(picture).rectangle((90, 30, 310, 270), outline=INK, width=4)
+    return picture
+
+
+def with_neighbour(picture):
+    """The same with a part of the next digit at the edge."""
+    ImageDraw.Draw(picture).line([(392, 60), (385, 220)], fill=INK, width=24)
+    return picture
+
+
+FAULTS = {
+    "pale lines": lambda picture: with_lines(picture, 190),
+    "dark lines": lambda picture: with_lines(picture, 150),
+    "squares": lambda picture: with_lines(picture, 170, vertical=True),
+    "dark border": with_border,
+    "shadow": with_shadow,
+    "specks": with_specks,
+    "frame": with_frame,
+    "neighbour": with_neighbour,
+}
+
+
+@pytest.mark.parametrize("points", DIGITS.values(), ids=DIGITS)
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_what_lies_around_a_digit_is_left_out(tmp_path, fault, points):
+    assert is_same(read(fault(drawn(points)), tmp_path), read(drawn(points), tmp_path))
+
+
+@pytest.mark.parametrize("width", [2, 4, 8, 14])
+def test_thin_strokes_become_as_wide_and_bright_as_mnists(tmp_path, width):
+    digit = read(drawn(SEVEN, width=width), tmp_path)
+    assert 1.5 < dataset.stroke_width(digit.numpy() / 255) < 3
+    assert (digit > 200).sum() > 30
+
+
+def test_pale_strokes_become_full_ink(tmp_path):
+    pale = read(drawn(FOUR, ink=PAPER - 25), tmp_path)
+    assert is_same(pale, read(drawn(FOUR), tmp_path))
+    assert pale.max() > 240
+
+
+def test_a_digit_without_a_margin_is_read_though_it_touches_the_edge(tmp_path):
+    whole = drawn(FOUR)
+    box = Image.eval(whole, lambda value: PAPER - value).getbbox()
+    assert is_same(read(whole.crop(box), tmp_path), read(whole, tmp_path))
+
+
+def test_a_small_digit_on_a_large_sheet_is_looked_at_again(tmp_path):
+    sheet = drawn(moved(SEVEN, 700, 300), size=(1200, 1600), width=12)
+    assert is_same(read(sheet, tmp_path), read(drawn(SEVEN, width=12), tmp_path))
+
+
+def test_white_ink_on_nothing_is_seen(tmp_path):
+    ink = Image.eval(drawn(FIVE), lambda value: PAPER - value)
+    for grey, name in ((255, "white"), (0, "black")):
+        picture = Image.merge(
+            "LA", [Image.new("L", ink.size, grey), Image.eval(ink, lambda value: min(255, 2 * value))]
+        )
+        assert is_same(read(picture.convert("RGBA"), tmp_path), read(drawn(FIVE), tmp_path)), name
+
+
+@pytest.mark.parametrize("fault", [lambda picture: picture, FAULTS["pale lines"], FAULTS["shadow"]])
+def test_more_than_one_digit_is_an_error_that_names_the_file(tmp_path, fault):
+    for several in (
+        moved(SEVEN, -75) + moved(FOUR, 75),
+        moved(SEVEN, -120) + FOUR + moved(FIVE, 120),
+    ):
+        with pytest.raises(DataError) as error:
+            read(fault(drawn(several)), tmp_path)
+        assert str(tmp_path / "digit.png") in str(error.value) and "more than one" in str(error.value)
+
+
+def test_a_digit_of_several_parts_is_one(tmp_path):
+    apart = read(drawn(FIVE_APART), tmp_path)
+    assert apart[:8].sum() > 1000  # with its bar
+    gap = drawn(FOUR)
+    ImageDraw.Draw(gap).rectangle((160, 190, 240, 196), fill=PAPER)  # a stroke that the pen has skipped
+    assert is_same(read(gap, tmp_path), read(drawn(FOUR), tmp_path))
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_the_digit_may_be_lighter_than_its_paper(tmp_path, light):
+    picture = with_shadow(drawn(FIVE))
+    picture = Image.eval(picture, lambda value: 255 - value) if light else picture
+    assert is_same(read(picture, tmp_path), read(drawn(FIVE), tmp_path))
+
+
+@pytest.mark.parametrize("name", ["big.jpg", "big.png"])
+def test_large_photos_are_read_upright(tmp_path, name):
+    big = drawn(FOUR, size=(300, 400)).resize((4000, 3000), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright, stored lying on its side
+    big.convert("RGB").rotate(90, expand=True).save(tmp_path / name, exif=exif)
+    digit = dataset.read_digit(tmp_path / name).int()
+    assert is_same(digit, read(drawn(FOUR), tmp_path))
+
+
+@pytest.mark.parametrize("options", PAPERS.values(), ids=PAPERS)
+def test_read_digit_gives_back_the_digit_that_was_redrawn(tmp_path, test_set, options):
+    differences = []
+    for index in range(20):
+        digit = test_set.images[index].numpy()
+        paper(digit, **options, seed=index).save(tmp_path / "digit.png")
+        read = dataset.read_digit(tmp_path / "digit.png")
+        assert read.shape == (28, 28) and read.dtype == torch.uint8
+        differences.append(np.abs(read.numpy().astype(int) - digit).mean())
+    # a shift by one pixel makes a difference of 20 or so; rounding may cause one now and then
+    assert np.median(differences) < 8 and np.quantile(differences, 0.7) < 10
+
+
+def test_read_digit_is_prepared_like_mnist(tmp_path, test_set):
+    for index in range(10):
+        paper(test_set.images[index].numpy(), seed=index).convert("RGB").save(
+            tmp_path / "digit.jpg", quality=80
+        )
+        read = dataset.read_digit(tmp_path / "digit.jpg").double()
+        rows, columns = read.any(1).nonzero(), read.any(0).nonzero()
+        assert max(rows.max() - rows.min(), columns.max() - columns.min()) in (18, 19)
+        assert read.max() > 240 and (read == 0).sum() > 400
+        for marginal in (read.sum(1), read.sum(0)):
+            assert abs((marginal @ torch.arange(28.0).double()) / marginal.sum() - 14) <= 0.6
+
+
+def test_colours_transparency_and_orientation_are_read(tmp_path, test_set):
+    grey = paper(test_set.images[3].numpy())
+    grey.save(tmp_path / "grey.png")
+    expected = dataset.read_digit(tmp_path / "grey.png")
+    ink = grey.point(lambda value: 255 - value)
+    blue = Image.merge("RGBA", [Image.new("L", grey.size, 0)] * 2 + [Image.new("L", grey.size, 90), ink])
+    blue.save(tmp_path / "drawing.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright, stored lying on its side
+    grey.rotate(90, expand=True).save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    for name in ("drawing.png", "phone.jpg"):
+        assert (dataset.read_digit(tmp_path / name).int() - expected.int()).abs().float().mean() < 6
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("noise", [0, 8])
+def test_paper_without_a_digit_is_an_error_that_names_the_file(tmp_path, noise):
+    path = tmp_path / "empty.png"
+    paper(np.eye(28, dtype=np.uint8), gradient=0.4, noise=noise).save(path)  # ink that nobody can see
+    with pytest.raises(DataError) as error:
+        dataset.read_digit(path)
+    assert str(path) in str(error.value)
+
+
+def test_read_digits_names_and_passes_over_what_is_no_digit(tmp_path, test_set, capsys):
+    assert dataset.pictures_in(tmp_path / "nowhere") == [] and dataset.read_digits([]) == {}
+    for index, name in enumerate(("b.png", "a.png")):
+        paper(test_set.images[index].numpy()).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    digits = dataset.read_digits(dataset.pictures_in(tmp_path))
+    assert digits["names"].tolist() == ["a.png", "b.png"]
+    assert torch.equal(torch.from_numpy(digits["images"][1]), dataset.read_digit(tmp_path / "b.png"))
+    assert digits["originals"].shape == (2, 112, 112, 3)
+    folder, notes = capsys.readouterr().err.splitlines()
+    assert "folder" in folder and "notes.txt" in notes
