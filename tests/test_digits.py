@@ -83,6 +83,20 @@ def with_specks(picture):
     return picture
 
 
+def with_crumbs(picture):
+    """The same with crumbs just beside the digit: as parts of it they would make it smaller."""
+    pen = ImageDraw.Draw(picture)
+    for x, y in ((130, 60), (200, 55), (270, 60), (130, 240), (200, 245), (270, 240)):
+        pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=INK)
+    return picture
+
+
+def with_dash(picture):
+    """The same with a dash under it, too large for a speck."""
+    ImageDraw.Draw(picture).line([(170, 270), (240, 268)], fill=INK, width=10)
+    return picture
+
+
 def with_frame(picture):
     """The same in a frame that does not touch the edge."""
     ImageDraw.Draw(picture).rectangle((90, 30, 310, 270), outline=INK, width=4)
@@ -102,6 +116,8 @@ FAULTS = {
     "dark border": with_border,
     "shadow": with_shadow,
     "specks": with_specks,
+    "crumbs": with_crumbs,
+    "dash": with_dash,
     "frame": with_frame,
     "neighbour": with_neighbour,
 }
@@ -126,15 +142,31 @@ def test_pale_strokes_become_full_ink(tmp_path):
     assert pale.max() > 240
 
 
-def test_a_digit_without_a_margin_is_read_though_it_touches_the_edge(tmp_path):
+def test_pale_strokes_stand_out_from_grainy_paper(tmp_path):
+    """Grains as bright as their neighbours are dark must not pass for the paper's own grey."""
+    pale = drawn(FOUR, ink=PAPER - 40).resize((150, 112))
+    noise = np.random.default_rng(0).normal(0, 8, (112, 150))
+    grainy = Image.fromarray((np.asarray(pale) + noise).clip(0, 255).astype(np.uint8))
+    assert is_same(read(grainy, tmp_path), read(drawn(FOUR), tmp_path))
+
+
+@pytest.mark.parametrize("has_speck", [False, True])
+def test_a_digit_without_a_margin_is_read_though_it_touches_the_edge(tmp_path, has_speck):
     whole = drawn(FOUR)
     box = Image.eval(whole, lambda value: PAPER - value).getbbox()
-    assert is_same(read(whole.crop(box), tmp_path), read(whole, tmp_path))
+    expected = read(whole, tmp_path)
+    if has_speck:
+        ImageDraw.Draw(whole).ellipse((165, 200, 173, 208), fill=INK)
+    assert is_same(read(whole.crop(box), tmp_path), expected)
 
 
-def test_a_small_digit_on_a_large_sheet_is_looked_at_again(tmp_path):
-    sheet = drawn(moved(SEVEN, 700, 300), size=(1200, 1600), width=12)
-    assert is_same(read(sheet, tmp_path), read(drawn(SEVEN, width=12), tmp_path))
+@pytest.mark.parametrize("points", DIGITS.values(), ids=DIGITS)
+def test_a_small_digit_on_a_large_sheet_is_looked_at_again(tmp_path, points):
+    sheet = drawn(moved(points, 700, 300), size=(1200, 1600), width=12)
+    assert is_same(read(sheet, tmp_path), read(drawn(points, width=12), tmp_path))
+    on_a_table = Image.new("L", (1200, 1000), BLACK)
+    on_a_table.paste(sheet.crop((400, 200, 1200, 800)), (150, 100))
+    assert is_same(read(on_a_table, tmp_path), read(drawn(points, width=12), tmp_path))
 
 
 def test_white_ink_on_nothing_is_seen(tmp_path):
