@@ -424,8 +424,8 @@ def find_ink(grey):
 
 
 def is_dark_on_light(grey):
-    """Whether strokes are darker than what surrounds them. The cube lets the few pixels
-    that stand out most decide. Both sides of an edge stand out alike and cancel each other."""
+    """Whether strokes are darker than what surrounds them. The cube lets the few pixels that stand out
+    most decide. Both sides of an edge stand out alike and cancel each other."""
     surroundings = grey.filter(ImageFilter.GaussianBlur(SURROUNDINGS * max(grey.size)))
     difference = np.asarray(grey, dtype=float) - np.asarray(surroundings)
     return np.sum(difference**3) < 0
@@ -543,9 +543,9 @@ def are_side_by_side(group, other):
     """Whether two groups share much of their height and little of their width."""
     shared_height = min(group.bottom, other.bottom) - max(group.top, other.top)
     shared_width = min(group.right, other.right) - max(group.left, other.left)
-    return shared_height > IN_LINE * max(group.height, other.height) and shared_width < BESIDE * min(
-        group.width, other.width
-    )
+    in_line = shared_height > IN_LINE * max(group.height, other.height)
+    beside = shared_width < BESIDE * min(group.width, other.width)
+    return in_line and beside
 
 
 def join_parts(groups):
@@ -595,7 +595,7 @@ def thicken(ink):
 def stroke_width(ink):
     """Return the average width of the strokes in pixels: a stroke's area is its length times its width,
     and its outline is twice its length. Counted along pixels, an outline is 4 / pi times too long."""
-    mask = np.pad(ink > 0.5, 1)
+    mask = np.pad(ink > ink.max() / 2, 1)
     area = np.sum(mask)
     outline = np.sum(mask[1:] != mask[:-1]) + np.sum(mask[:, 1:] != mask[:, :-1])
     return 2 * area / (outline * math.pi / 4)

@@ -319,7 +319,8 @@ def measure():
     folder = PROJECT / "data"
     if not (folder / "train.tar").exists():
         folder = dataset.SAMPLE_DIR
-    train_set, test_set = dataset.MNIST(folder / "train.tar"), dataset.MNIST(folder / "test.tar")
+    train_set = dataset.MNIST(folder / "train.tar")
+    test_set = dataset.MNIST(folder / "test.tar")
     print(f"{len(train_set):,} training images, {os.cpu_count()} cores, torch {torch.__version__}\n")
     print_row("", "measured", "ours", "other", "ratio", "target")
     print_row(*["---"] * 6)

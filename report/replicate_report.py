@@ -80,7 +80,8 @@ class ReportLeNet5(RegularizedLeNet5):
 
     def __init__(self, regularized):
         super().__init__(dropout=0.5 if regularized else 0, batch_norm=regularized)
-        self.activation, self.pool = nn.Tanh(), nn.AvgPool2d(2)
+        self.activation = nn.Tanh()
+        self.pool = nn.AvgPool2d(2)
 
     def forward(self, images):
         x = self.pool(self.activation(self.norm1(self.conv1(images))))
@@ -144,7 +145,8 @@ def print_table():
     """Run all trainings and print their figures. Return the exit code."""
     torch.set_num_threads(1)  # as main.py does
     try:
-        train_set, test_set = (dataset.MNIST(PROJECT / "data" / f"{name}.tar") for name in ("train", "test"))
+        train_set = dataset.MNIST(PROJECT / "data" / "train.tar")
+        test_set = dataset.MNIST(PROJECT / "data" / "test.tar")
     except (OSError, ValueError) as error:
         print(f"error: {error}: this needs the complete MNIST, which main.py downloads", file=sys.stderr)
         return 2
