@@ -43,6 +43,9 @@ class DataError(ValueError):
     """Says what is wrong with the data, in words for the person at the shell. Names the file."""
 
 
+# The images as a Dataset ----------------------------------------------------------------------------
+
+
 class MNIST(Dataset):
     """The images and labels of one tar, decoded once and kept in memory.
 
@@ -117,6 +120,9 @@ def normalize(images):
 def denormalize(images):
     """Undo `normalize`: float32 (..., 1, 28, 28) -> uint8 (..., 28, 28)."""
     return images.squeeze(-3).mul(STD).add(MEAN).mul(255).round().clamp(0, 255).byte()
+
+
+# Random changes of the training images --------------------------------------------------------------
 
 
 # The coordinates of `grid_sample` run from -1 to 1 over 28 pixels.
@@ -207,6 +213,142 @@ class Augmentation:
 def random_amounts(size, device):
     """Return random numbers, uniformly distributed between -1 and 1."""
     return 2 * torch.rand(size, device=device) - 1
+
+
+# Reading and writing a tar --------------------------------------------------------------------------
+
+
+def read_tar(tar_path):
+    """Return the images, uint8 (N, 28, 28), and labels, int64 (N,), of a tar as `MNIST`
+    describes it, ordered by number. Raises what `MNIST` raises."""
+    check_is_file(tar_path)
+    pixels = bytearray()
+    numbers = []
+    labels = []
+    seen = set()
+    try:
+        with tarfile.open(tar_path) as tar:
+            for member in tar:
+                where = f"{tar_path}: {member.name!r}"  # quoted, because it may hold anything
+                if member.size < 0:  # would send tarfile back to a member that it has read
+                    raise DataError(f"{where}: the tar is damaged")
+                if member.isdir() or is_added_by_macos(member.name):
+                    continue
+                number, label = parse_name(member, where)
+                if number in seen:
+                    raise DataError(f"{where}: there is another image with the number {number}")
+                pixels += decode(tar.extractfile(member).read(), where)
+                seen.add(number)
+                numbers.append(number)
+                labels.append(label)
+            check_end(tar, tar_path)
+    except DataError:
+        raise
+    except Exception as error:  # tarfile and the decompressors raise many kinds
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise DataError(f"{tar_path} can't be read as a tar: {reason}") from error
+    if not numbers:
+        raise DataError(f"{tar_path} contains no image")
+    by_number = sorted(range(len(numbers)), key=numbers.__getitem__)
+    images = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, 28, 28)
+    return images[by_number], torch.tensor(labels)[by_number]
+
+
+def check_is_file(tar_path):
+    """Raise FileNotFoundError or DataError, naming the tar, if it is no file."""
+    if os.path.isfile(tar_path):
+        return
+    if os.path.exists(tar_path):  # opening a pipe would wait forever
+        raise DataError(f"{tar_path} is not a file, but a folder, a pipe or a device")
+    kind = "a link to a missing file" if os.path.islink(tar_path) else "no such file"
+    raise FileNotFoundError(f"{tar_path}: {kind}; a run needs train.tar and test.tar")
+
+
+def is_added_by_macos(name):
+    """Whether a member is one of those that macOS adds to every tar that it makes."""
+    *folders, file_name = name.split("/")
+    return "__MACOSX" in folders or file_name.startswith("._") or file_name == ".DS_Store"
+
+
+def parse_name(member, where):
+    """Return the number and the label in a member's name. Raises DataError, starting with `where`, if
+    the member can't be an image of MNIST."""
+    match = re.fullmatch(r"(?:.*/)?([0-9]+)_([0-9])\.png", member.name, re.DOTALL)
+    if not member.isfile() or not match:
+        raise DataError(f"{where} is not an image named {{number}}_{{label}}.png with a label from 0 to 9")
+    if member.size > MAX_FILE_SIZE:
+        raise DataError(f"{where} has {member.size:,} bytes, too many for a 28 x 28 image")
+    return int(match[1]), int(match[2])
+
+
+def check_end(tar, tar_path):
+    """Raise DataError unless a tar that was read to its end stops there, followed only by
+    zeros: tarfile takes a cut or damaged header for the end."""
+    tar.fileobj.seek(tar.offset)
+    rest = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise DataError(f"{tar_path} is cut off: get the complete file")
+    while rest:
+        if rest.strip(b"\0"):
+            raise DataError(f"{tar_path} is damaged at byte {tar.offset:,}: get an intact file")
+        rest = tar.fileobj.read(2**20)
+
+
+def decode(png, where):
+    """Return the 784 bytes of a 28 x 28 grey PNG, also of one with fewer than 8 bits or in a colour
+    format that holds only opaque grey. Raises DataError, starting with `where`, for anything else."""
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 33:
+        raise DataError(f"{where} is not a PNG")
+    # Read here, because Pillow has its own ideas about huge images.
+    width, height, bits = struct.unpack(">IIB", png[16:25])
+    if (width, height) != (28, 28):
+        raise DataError(f"{where} is {width} x {height}, not 28 x 28 pixels")
+    if bits == 16:
+        raise DataError(f"{where} has 16 bits per channel: save it with 8")
+    try:
+        check_sums(png)
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            if image.mode == "L" and "transparency" not in image.info:
+                return image.tobytes()
+            bands = image.convert("RGBA").split()
+    except Exception as error:  # Pillow raises many kinds
+        raise DataError(f"{where} is damaged: {error}") from error
+    red, green, blue, alpha = (band.tobytes() for band in bands)
+    if not (red == green == blue and alpha == bytes([255]) * 784):
+        raise DataError(f"{where} has colours or transparency: save it as grey")
+    return red
+
+
+def check_sums(png):
+    """Raise ValueError unless all chunks of a PNG are complete and their checksums right. Pillow
+    does not check those of the pixels."""
+    position = 8
+    kind = None
+    while kind != b"IEND":
+        (length,) = struct.unpack_from(">I", png, position)
+        kind = png[position + 4 : position + 8]
+        end = position + 8 + length
+        (stated,) = struct.unpack_from(">I", png, end)
+        if stated != zlib.crc32(png[position + 4 : end]):
+            raise ValueError(f"wrong checksum of its chunk {kind.decode('ascii', 'replace')}")
+        position = end + 4
+
+
+def write_tar(tar_path, images, labels):
+    """Write images, uint8 (N, 28, 28), and labels, (N,), as a new tar that `MNIST` can read, numbered
+    from 0. Raises FileExistsError rather than overwrite a tar."""
+    folder = Path(tar_path).stem
+    with tarfile.open(tar_path, "x") as tar:
+        for number, (image, label) in enumerate(zip(images, labels)):
+            png = io.BytesIO()
+            Image.fromarray(image.numpy()).save(png, format="PNG", optimize=True)
+            member = tarfile.TarInfo(f"{folder}/{number:05}_{int(label)}.png")
+            member.size = png.tell()
+            png.seek(0)
+            tar.addfile(member, png)
+
+
+# Where the data come from ---------------------------------------------------------------------------
 
 
 def load_data(data_dir, validation_images=0):
@@ -333,36 +475,7 @@ def download(data_dir, timeout=10):
             os.replace(unfinished / f"{name}.tar", data_dir / f"{name}.tar")
 
 
-def write_tar(tar_path, images, labels):
-    """Write images, uint8 (N, 28, 28), and labels, (N,), as a new tar that `MNIST` can read, numbered
-    from 0. Raises FileExistsError rather than overwrite a tar."""
-    folder = Path(tar_path).stem
-    with tarfile.open(tar_path, "x") as tar:
-        for number, (image, label) in enumerate(zip(images, labels)):
-            png = io.BytesIO()
-            Image.fromarray(image.numpy()).save(png, format="PNG", optimize=True)
-            member = tarfile.TarInfo(f"{folder}/{number:05}_{int(label)}.png")
-            member.size = png.tell()
-            png.seek(0)
-            tar.addfile(member, png)
-
-
-# How `read_digit` sees a picture.
-SIDE = 150  # pixels of the longer side of the reduced picture: noise is averaged away, a thin pen is not
-OPEN_SIDE = 600  # pixels: a photo is decoded at least this large, to look at a part of it again
-SURROUNDINGS = 0.1  # of the longer side: what a stroke is compared with, twice the width of most
-BROADEST = 0.22  # of the longer side: what is broader is a shadow or a table, not a stroke
-LEAST_CONTRAST = 12  # of 255 grey levels: paler ink can't be told from stains
-LEAST_SIGNAL = 4  # times the roughness of the paper: the same for rough paper
-LEVELS = (0.25, 0.4, 0.55, 0.7)  # fractions of full ink: a pixel with more belongs to a stroke
-FAINT = 0.3  # fraction of full ink: a row or column without more is not part of the digit
-SPECK = 0.05  # of the ink of the largest group: a group with less is a speck
-TALL = 0.4  # of the height of the largest group: one that is taller may be a digit
-IN_LINE = 0.5  # of the taller one's height: two groups that share more may be digits of a number
-BESIDE = 0.3  # of the narrower one's width: if they share less, they stand side by side
-NEAR = 0.15  # of the longer side of the largest group: nearer than this are parts of the same digit
-MARGIN = 0.4  # of the longer side of the digit: the paper left around it for the second look
-STROKE = 2  # pixels of 20: thinner strokes are thickened; the median of MNIST's is 1.8 wide
+# A digit from a photo -------------------------------------------------------------------------------
 
 
 def read_digit(path):
@@ -373,70 +486,131 @@ def read_digit(path):
     path: any picture that Pillow reads, dark on light or light on dark, in any size. Uneven
         light, ruled lines, a frame and the edge of the paper do no harm.
 
-    Raises OSError if it can't be read, and DataError, which names the file, if it shows no digit or
-    more than one.
+    1. Bring the picture to the size that all others have.
+    2. Compare each pixel with the paper around it. What is darker is ink.
+    3. Gather ink that hangs together into groups.
+    4. Leave out the groups that are borders, lines, specks or frames.
+    5. Cut out what is left and repeat 1 to 4, with more detail and less around it.
+    6. Thicken thin strokes, reduce the digit to 20 pixels and centre it.
+
+    Raises DataError, which names the file, if it can't be read, or if it shows no digit or more than
+    one.
     """
     picture = open_picture(path)
     try:
-        return find_digit(picture.convert("L"))
+        return make_image(picture.convert("L"))
     except ValueError as error:
         raise DataError(f"{path} {error}") from error
 
 
-def find_digit(grey):
+OPEN_SIDE = 600  # pixels: a large JPEG is decoded at this size or up to twice as large
+
+
+def open_picture(path):
+    """Open a picture: upright as the camera says, on paper where it is transparent, in RGB, its longer
+    side at most 2 * OPEN_SIDE pixels. Raises DataError, which names the file, if it can't be read."""
+    if not os.path.isfile(path):  # opening a pipe would wait forever
+        raise DataError(f"{path} is not a file" if os.path.exists(path) else f"{path}: no such file")
+    try:
+        with Image.open(path) as picture:
+            picture.draft(None, (OPEN_SIDE, OPEN_SIDE))  # decodes a large JPEG in a fraction of the time
+            picture = ImageOps.exif_transpose(picture)
+    except Exception as error:  # Pillow raises many kinds
+        raise DataError(f"{path} can't be read: save it as PNG or JPEG ({error})") from error
+    if picture.mode[0] in "IF":
+        raise DataError(f"{path} has more than 8 bits per pixel: save it as PNG or JPEG with 8")
+    picture = picture.convert("RGBA")
+    picture.thumbnail((2 * OPEN_SIDE, 2 * OPEN_SIDE), Image.Resampling.BOX)
+    paper = Image.new("RGBA", picture.size, "black" if is_light_on_nothing(picture) else "white")
+    return Image.alpha_composite(paper, picture).convert("RGB")
+
+
+def is_light_on_nothing(picture):
+    """Whether a picture in RGBA shows light ink on a transparent background, and so needs dark paper."""
+    opacity = np.asarray(picture.getchannel("A"))
+    brightness = np.asarray(picture.convert("L"))
+    ink = opacity > 127
+    return 0 < ink.mean() < 0.5 and brightness[ink].mean() > 127
+
+
+def make_image(grey):
     """Return the digit in a grey Pillow image as `read_digit` describes it. Raises ValueError that says
     what the picture shows instead."""
-    _, digit = look(grey)
-    # The second look sees more detail, and less of what lies around.
-    ink, digit = look(cut_out(grey, digit))
+    _, digit = find_digit(grey)
+    ink, digit = find_digit(cut_out(grey, digit))
     ink = crop(ink * grow(digit))
-    ink = crop(thicken(ink))
-    return centre(ink)
+    digit = shrink(thicken(ink))
+    check_shape(digit)
+    return centre(digit)
 
 
-def look(grey):
-    """Return ink, float (H, W) from 0 to 1, and which of its pixels are the digit's, bool (H, W)."""
-    ink = find_ink(reduce(grey))
-    groups = drop_frames(drop_specks(loose_groups(ink)))
+def find_digit(grey):
+    """Return how much ink the pixels of the resized picture hold, float (H, W) from 0 to 1, and which
+    of them are the digit's, bool (H, W)."""
+    ink = find_ink(resize(grey))
+    groups = find_loose_groups(ink)
+    groups = drop_specks(groups)
+    groups = drop_frames(groups)
+    groups = drop_lines(groups)
     check_single(groups)
     return ink, join_parts(groups)
 
 
-def reduce(grey):
-    """Return a picture with a longer side of SIDE pixels, so that all lengths below fit any picture."""
+SIDE = 150  # pixels: enough to see a thin pen, and few enough to average noise away
+LEAST_SIDE = 5  # pixels: a picture that is so much narrower than long shows no digit
+
+
+def resize(grey):
+    """Return a picture with a longer side of SIDE pixels, so that the lengths below fit every picture."""
     scale = SIDE / max(grey.size)
-    size = [max(8, round(scale * side)) for side in grey.size]
+    size = [round(scale * side) for side in grey.size]
+    if min(size) < LEAST_SIDE:
+        raise ValueError("shows no digit: it is too narrow")
     return grey.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+
+
+LEAST_CONTRAST = 12  # of 255 grey levels: paler ink can't be told from stains
+LEAST_SIGNAL = 4  # times the roughness of the paper: weaker ink can't be told from its grain
 
 
 def find_ink(grey):
     """Return how much ink each pixel holds, float (H, W): 0 paper, 1 full ink. Full ink is the median of
-    what stands out by at least half, so pale strokes count as much as dark ones."""
+    all pixels at least half as dark as the darkest, so pale strokes count as much as dark ones."""
     if not is_dark_on_light(grey):
         grey = ImageOps.invert(grey)
-    ink = np.asarray(find_paper(grey), dtype=float) - np.asarray(grey)
-    # Most pixels are paper. Where it is rough it lies a little below its brightest spots.
-    roughness = np.median(ink)
-    full = np.median(ink[ink >= ink.max() / 2])
+    darkness = np.asarray(find_paper(grey), dtype=float) - np.asarray(grey)
+    # Most pixels are paper, and a rough paper has darker and brighter ones.
+    roughness = np.median(darkness)
+    full = np.median(darkness[darkness >= darkness.max() / 2])
     if full < max(LEAST_SIGNAL * roughness, LEAST_CONTRAST):
         raise ValueError("shows no digit: no ink stands out from the background")
-    return ((ink - 2 * roughness) / (full - 2 * roughness)).clip(0, 1)
+    blank = 2 * roughness  # few pixels of the paper are darker than this
+    return ((darkness - blank) / (full - blank)).clip(0, 1)
+
+
+SURROUNDINGS = (
+    0.1  # of the longer side, twice the width of most strokes: how far a pixel's surroundings reach
+)
 
 
 def is_dark_on_light(grey):
-    """Whether strokes are darker than what surrounds them. The cube lets the few pixels that stand out
-    most decide. Both sides of an edge stand out alike and cancel each other."""
+    """Whether strokes are darker than what surrounds them. The cube keeps the sign and lets the few
+    pixels that stand out most decide. Both sides of an edge stand out alike and cancel each other."""
     surroundings = grey.filter(ImageFilter.GaussianBlur(SURROUNDINGS * max(grey.size)))
     difference = np.asarray(grey, dtype=float) - np.asarray(surroundings)
     return np.sum(difference**3) < 0
+
+
+BROADEST = 0.22  # of the longer side: what is broader is no stroke, but a shadow or a table
 
 
 def find_paper(grey):
     """Return the picture without dark strokes: a grey closing. The bright paper grows over everything
     that is narrow, and then shrinks back. Shadows, tables and other broad areas keep their
     edges, so they count as paper."""
-    paper = grey.filter(ImageFilter.MedianFilter(3))
+    paper = grey.filter(ImageFilter.MedianFilter(3))  # single bright grains would grow as well
     steps = round(BROADEST * max(grey.size) / 2)
+    # The same as MaxFilter(2 * steps + 1) and MinFilter(2 * steps + 1), but many times faster.
     for _ in range(steps):
         paper = paper.filter(ImageFilter.MaxFilter(3))
     for _ in range(steps):
@@ -445,45 +619,53 @@ def find_paper(grey):
 
 
 class Group:
-    """Ink that hangs together: mask, bool (H, W), its amount, and the smallest box around it."""
+    """Ink that hangs together: mask, bool (H, W); amount, in pixels of full ink; and the smallest box
+    around it, whose bottom and right are just outside."""
 
     def __init__(self, mask, ink):
-        rows = np.flatnonzero(mask.any(axis=1))
-        columns = np.flatnonzero(mask.any(axis=0))
         self.mask = mask
         self.amount = ink[mask].sum()
-        self.top, self.bottom = rows[0], rows[-1] + 1
-        self.left, self.right = columns[0], columns[-1] + 1
+        self.top, self.left, self.bottom, self.right = box_around(mask)
         self.height = self.bottom - self.top
         self.width = self.right - self.left
 
-    def touches_edge(self):
-        """Whether the group reaches the edge of the picture."""
-        height, width = self.mask.shape
-        return self.top == 0 or self.left == 0 or self.bottom == height or self.right == width
 
-    def gap(self, other):
-        """Return how many pixels lie between the boxes of two groups; 0 if they overlap or touch."""
-        down = max(self.top, other.top) - min(self.bottom, other.bottom)
-        across = max(self.left, other.left) - min(self.right, other.right)
-        return max(down, across, 0)
+def box_around(mask):
+    """Return the smallest box around the true pixels of a mask: top, left, bottom, right. The last two
+    are just outside."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
 
 
-def loose_groups(ink):
-    """Return the groups of ink without those at the edge of the picture: the lines of the paper, its
-    border, a part of the next digit. If most of the ink in the middle hangs on them, the digit may do so
-    by lines that are paler or thinner than its strokes: raise the level until they vanish. If that does
-    not help, the picture has no margin, and all groups stay."""
+LEVELS = (0.25, 0.4, 0.55, 0.7)  # fractions of full ink: a pixel with more belongs to a stroke
+
+
+def find_loose_groups(ink):
+    """Return the groups of ink that do not touch the edge of the picture, as the lines of the paper, its
+    border and a part of the next digit do.
+
+    A ruled line that crosses the digit makes one group with it, and that group touches the edge. Lines
+    are usually paler or thinner than strokes, so at a higher level they fall away and leave the digit
+    loose. The level is right when loose groups hold most of the ink in the middle. If no level is right,
+    the digit itself touches the edge, and all groups are returned.
+    """
     height, width = ink.shape
     middle = np.zeros(ink.shape, bool)
     middle[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
     for level in LEVELS:
         groups = find_groups(ink, level)
-        loose = [group for group in groups if not group.touches_edge()]
+        loose = [group for group in groups if not touches_edge(group)]
         amount = sum(ink[group.mask & middle].sum() for group in loose)
-        if amount > ink[(ink > level) & middle].sum() / 2:
+        if loose and amount >= ink[(ink > level) & middle].sum() / 2:
             return loose
     return find_groups(ink, LEVELS[0])
+
+
+def touches_edge(group):
+    """Whether a group reaches the edge of the picture."""
+    height, width = group.mask.shape
+    return group.top == 0 or group.left == 0 or group.bottom == height or group.right == width
 
 
 def find_groups(ink, level):
@@ -508,6 +690,9 @@ def grow(mask):
     return np.asarray(picture.filter(ImageFilter.MaxFilter(3))) > 0
 
 
+SPECK = 0.05  # of the ink of the largest group: a group with less is a speck
+
+
 def drop_specks(groups):
     """Return the groups without those that hold little ink."""
     return [group for group in groups if group.amount > SPECK * groups[0].amount]
@@ -516,6 +701,9 @@ def drop_specks(groups):
 def drop_frames(groups):
     """Return the groups without those drawn around another one."""
     return [group for group in groups if not any(surrounds(group, other) for other in groups)]
+
+
+TALL = 0.4  # of the height of the largest group: one that is taller may be a digit
 
 
 def surrounds(frame, group):
@@ -531,12 +719,33 @@ def surrounds(frame, group):
     return inside and not hole.any() and group.height > TALL * frame.height
 
 
+FLAT = 0.25  # height of a line, as a fraction of its width; the bar of a 5 may be as flat, but is short
+
+
+def drop_lines(groups):
+    """Return the groups without flat ones that are wider than the tallest group: the digit may be
+    underlined."""
+    tallest = max(groups, key=lambda group: group.height)
+    return [group for group in groups if group.height > FLAT * group.width or group.width <= tallest.width]
+
+
+HEAVY = 0.5  # of the ink of the largest group: one with more may be a digit
+
+
 def check_single(groups):
-    """Raise ValueError if two tall groups stand side by side, as the digits of a number do."""
-    tall = [group for group in groups if group.height > TALL * groups[0].height]
-    for group, other in combinations(tall, 2):
-        if are_side_by_side(group, other):
-            raise ValueError("shows more than one digit: keep one of them")
+    """Raise ValueError if two tall groups stand side by side, as the digits of a number do, or if one
+    that is heavy, too, lies far from the largest."""
+    largest = groups[0]
+    tall = [group for group in groups if group.height > TALL * largest.height]
+    heavy = [group for group in tall if group.amount > HEAVY * largest.amount]
+    are_digits = any(are_side_by_side(group, other) for group, other in combinations(tall, 2))
+    are_apart = not all(is_near(largest, group) for group in heavy)
+    if are_digits or are_apart:
+        raise ValueError("shows more than one digit: keep one of them")
+
+
+IN_LINE = 0.5  # of the taller one's height: two digits of a number share more
+BESIDE = 0.3  # of the narrower one's width: two digits of a number share less
 
 
 def are_side_by_side(group, other):
@@ -548,44 +757,58 @@ def are_side_by_side(group, other):
     return in_line and beside
 
 
+NEAR = 0.15  # of the longer side of the largest group: what is nearer is a part of the same digit
+
+
+def is_near(largest, group):
+    """Whether the boxes of two groups overlap, or little paper lies between them."""
+    down = max(largest.top, group.top) - min(largest.bottom, group.bottom)
+    across = max(largest.left, group.left) - min(largest.right, group.right)
+    return max(down, across) < NEAR * max(largest.height, largest.width)
+
+
 def join_parts(groups):
-    """Return the pixels of the digit, bool (H, W): the largest group and what lies near it, such as the
-    bar of a 5."""
-    largest = groups[0]
-    digit = largest.mask.copy()
-    for group in groups[1:]:
-        if largest.gap(group) < NEAR * max(largest.height, largest.width):
-            digit |= group.mask
-    return digit
+    """Return the pixels of the digit, bool (H, W): those of the largest group, which comes first, and of
+    what lies near it, such as the bar of a 5."""
+    parts = [group.mask for group in groups if is_near(groups[0], group)]
+    return np.any(parts, axis=0)
+
+
+MARGIN = 0.4  # of the longer side of the digit: how much paper is cut out around it
 
 
 def cut_out(grey, digit):
-    """Return the part of a picture around the digit, which was found in the reduced picture."""
-    rows = np.flatnonzero(digit.any(axis=1))
-    columns = np.flatnonzero(digit.any(axis=0))
+    """Return the part of a picture around the digit, which was found in the resized picture."""
+    top, left, bottom, right = box_around(digit)
+    margin = MARGIN * max(bottom - top, right - left)
     scale = max(grey.size) / max(digit.shape)
-    margin = MARGIN * max(rows[-1] - rows[0], columns[-1] - columns[0])
-    left = max(0, scale * (columns[0] - margin))
-    top = max(0, scale * (rows[0] - margin))
-    right = min(grey.width, scale * (columns[-1] + 1 + margin))
-    bottom = min(grey.height, scale * (rows[-1] + 1 + margin))
-    return grey.crop([round(side) for side in (left, top, right, bottom)])
+    box = (
+        max(0, scale * (left - margin)),
+        max(0, scale * (top - margin)),
+        min(grey.width, scale * (right + margin)),
+        min(grey.height, scale * (bottom + margin)),
+    )
+    return grey.crop([round(side) for side in box])
+
+
+FAINT = 0.3  # fraction of full ink: the blurred edge of a stroke holds less
 
 
 def crop(ink):
-    """Return ink without the empty rows and columns around it."""
-    rows = np.flatnonzero((ink > FAINT).any(axis=1))
-    columns = np.flatnonzero((ink > FAINT).any(axis=0))
-    if len(rows) == 0:
-        raise ValueError("shows no digit: its ink is too pale")
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    """Return ink without the faint rows and columns around it."""
+    top, left, bottom, right = box_around(ink > FAINT)
+    return ink[top:bottom, left:right]
+
+
+STROKE = 2  # pixels when the digit is 20 long: four of five digits of MNIST have wider strokes
 
 
 def thicken(ink):
-    """Return ink with strokes at least as wide as MNIST's: thin ones would fade to grey when they are
-    reduced to 20 pixels. Every step adds a pixel on both sides."""
-    pixel = max(ink.shape) / 20
-    steps = max(0, round((STROKE - stroke_width(ink) / pixel) * pixel / 2))
+    """Return ink whose strokes are not much thinner than MNIST's: they would fade to grey when the digit
+    is reduced to 20 pixels."""
+    pixel = max(ink.shape) / 20  # how many pixels of `ink` become one
+    missing = STROKE * pixel - stroke_width(ink)
+    steps = max(0, round(missing / 2))  # each adds a pixel on both sides
     picture = Image.fromarray(np.uint8(255 * np.pad(ink, steps)))
     for _ in range(steps):
         picture = picture.filter(ImageFilter.MaxFilter(3))
@@ -594,49 +817,47 @@ def thicken(ink):
 
 def stroke_width(ink):
     """Return the average width of the strokes in pixels: a stroke's area is its length times its width,
-    and its outline is twice its length. Counted along pixels, an outline is 4 / pi times too long."""
+    and its outline is twice its length. Counted along the sides of pixels a slanting outline is too long;
+    on average over all directions 4 / pi times."""
     mask = np.pad(ink > ink.max() / 2, 1)
     area = np.sum(mask)
     outline = np.sum(mask[1:] != mask[:-1]) + np.sum(mask[:, 1:] != mask[:, :-1])
     return 2 * area / (outline * math.pi / 4)
 
 
-def centre(ink):
-    """Return ink reduced to 20 pixels, as a uint8 tensor (28, 28) with its centre of mass in the middle."""
+def shrink(ink):
+    """Return ink reduced to a longer side of 20 pixels, float32 from 0 to 255."""
     scale = 20 / max(ink.shape)
     size = [max(1, round(scale * side)) for side in reversed(ink.shape)]
-    picture = Image.fromarray(np.float32(255 * ink)).resize(size, Image.Resampling.BOX)
-    digit = np.asarray(picture)
+    return np.asarray(Image.fromarray(np.float32(255 * ink)).resize(size, Image.Resampling.BOX))
+
+
+SOLID = 0.85  # fraction of its box: no digit of MNIST fills more than 0.78, but for a 1, which is narrow
+NARROW = 0.6  # of the longer side of the digit
+
+
+def check_shape(digit):
+    """Raise ValueError if ink fills its box, as dark squared paper or a pattern does."""
+    is_solid = np.mean(digit > 127) > SOLID
+    if is_solid and min(digit.shape) > NARROW * max(digit.shape):
+        raise ValueError("shows no digit, but ink everywhere")
+
+
+def centre(digit):
+    """Return a digit as a uint8 tensor (28, 28) with its centre of mass in the middle. In MNIST's own
+    images, that is the middle of pixel 14, counted from 0."""
     rows = np.arange(digit.shape[0])
     columns = np.arange(digit.shape[1])
-    # In MNIST's own images, the centre of mass lies in the middle of pixel 14, counted from 0.
     top = round(14 - rows @ digit.sum(axis=1) / digit.sum())
     left = round(14 - columns @ digit.sum(axis=0) / digit.sum())
     image = Image.new("F", (28, 28))
-    image.paste(picture, (left, top))
+    image.paste(Image.fromarray(digit), (left, top))
     return torch.from_numpy(np.asarray(image).round().astype(np.uint8))
 
 
-def open_picture(path):
-    """Return a picture as a Pillow image in RGB, upright, and large photos reduced."""
-    with Image.open(path) as picture:
-        picture.draft(None, (OPEN_SIDE, OPEN_SIDE))  # decodes a large JPEG in a fraction of the time
-        picture = ImageOps.exif_transpose(picture).convert("RGBA")
-    picture.thumbnail((2 * OPEN_SIDE, 2 * OPEN_SIDE), Image.Resampling.BOX)
-    paper = Image.new("RGBA", picture.size, "black" if is_light_on_nothing(picture) else "white")
-    return Image.alpha_composite(paper, picture).convert("RGB")
-
-
-def is_light_on_nothing(picture):
-    """Whether a picture in RGBA shows light ink on a transparent background, and so needs dark paper."""
-    opacity = np.asarray(picture.getchannel("A"))
-    brightness = np.asarray(picture.convert("L"))
-    ink = opacity > 127
-    return 0 < ink.mean() < 0.5 and brightness[ink].mean() > 127
-
-
 def pictures_in(folder):
-    """Return the paths of all files in a folder, ordered by name, none if there is no such folder."""
+    """Return the paths of everything in a folder but hidden files, ordered by name; none if there is no
+    such folder."""
     return sorted(Path(folder).glob("[!.]*"))
 
 
@@ -652,133 +873,13 @@ def read_digits(paths):
     originals = []
     for path in map(Path, paths):
         try:
-            if path.exists() and not path.is_file():  # opening a pipe would wait forever
-                raise DataError(f"{path} is not a file")
-            image = read_digit(path).numpy()
-            original = np.asarray(ImageOps.pad(open_picture(path), (112, 112), color="white"))
-        except Exception as error:  # Pillow raises many kinds
-            reason = str(error) if str(path) in str(error) else f"{path}: {error}"
-            print(f"warning: {' '.join(reason.split())}", file=sys.stderr)
+            image = read_digit(path)
+        except DataError as error:
+            print(f"warning: {' '.join(str(error).split())}", file=sys.stderr)
             continue
         names.append(path.name)
-        images.append(image)
-        originals.append(original)
+        images.append(image.numpy())
+        originals.append(np.asarray(ImageOps.pad(open_picture(path), (112, 112), color="white")))
     if not names:
         return {}
     return {"names": np.array(names), "images": np.stack(images), "originals": np.stack(originals)}
-
-
-def read_tar(tar_path):
-    """Return the images, uint8 (N, 28, 28), and labels, int64 (N,), of a tar as `MNIST`
-    describes it, ordered by number. Raises what `MNIST` raises."""
-    check_is_file(tar_path)
-    pixels = bytearray()
-    numbers = []
-    labels = []
-    seen = set()
-    try:
-        with tarfile.open(tar_path) as tar:
-            for member in tar:
-                where = f"{tar_path}: {member.name!r}"  # quoted, because it may hold anything
-                if member.size < 0:  # would send tarfile back to a member that it has read
-                    raise DataError(f"{where}: the tar is damaged")
-                if member.isdir() or is_added_by_macos(member.name):
-                    continue
-                number, label = parse_name(member, where)
-                if number in seen:
-                    raise DataError(f"{where}: there is another image with the number {number}")
-                pixels += decode(tar.extractfile(member).read(), where)
-                seen.add(number)
-                numbers.append(number)
-                labels.append(label)
-            check_end(tar, tar_path)
-    except DataError:
-        raise
-    except Exception as error:  # tarfile and the decompressors raise many kinds
-        reason = str(error).partition("\n")[0].rstrip(":")
-        raise DataError(f"{tar_path} can't be read as a tar: {reason}") from error
-    if not numbers:
-        raise DataError(f"{tar_path} contains no image")
-    by_number = sorted(range(len(numbers)), key=numbers.__getitem__)
-    images = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, 28, 28)
-    return images[by_number], torch.tensor(labels)[by_number]
-
-
-def check_is_file(tar_path):
-    """Raise FileNotFoundError or DataError, naming the tar, if it is no file."""
-    if os.path.isfile(tar_path):
-        return
-    if os.path.exists(tar_path):  # opening a pipe would wait forever
-        raise DataError(f"{tar_path} is not a file, but a folder, a pipe or a device")
-    kind = "a link to a missing file" if os.path.islink(tar_path) else "no such file"
-    raise FileNotFoundError(f"{tar_path}: {kind}; a run needs train.tar and test.tar")
-
-
-def is_added_by_macos(name):
-    """Whether a member is one of those that macOS adds to every tar that it makes."""
-    *folders, file_name = name.split("/")
-    return "__MACOSX" in folders or file_name.startswith("._") or file_name == ".DS_Store"
-
-
-def parse_name(member, where):
-    """Return the number and the label in a member's name. Raises DataError, starting with `where`, if
-    the member can't be an image of MNIST."""
-    match = re.fullmatch(r"(?:.*/)?([0-9]+)_([0-9])\.png", member.name, re.DOTALL)
-    if not member.isfile() or not match:
-        raise DataError(f"{where} is not an image named {{number}}_{{label}}.png with a label from 0 to 9")
-    if member.size > MAX_FILE_SIZE:
-        raise DataError(f"{where} has {member.size:,} bytes, too many for a 28 x 28 image")
-    return int(match[1]), int(match[2])
-
-
-def check_end(tar, tar_path):
-    """Raise DataError unless a tar that was read to its end stops there, followed only by
-    zeros: tarfile takes a cut or damaged header for the end."""
-    tar.fileobj.seek(tar.offset)
-    rest = tar.fileobj.read(tarfile.BLOCKSIZE)
-    if len(rest) < tarfile.BLOCKSIZE:
-        raise DataError(f"{tar_path} is cut off: get the complete file")
-    while rest:
-        if rest.strip(b"\0"):
-            raise DataError(f"{tar_path} is damaged at byte {tar.offset:,}: get an intact file")
-        rest = tar.fileobj.read(2**20)
-
-
-def decode(png, where):
-    """Return the 784 bytes of a 28 x 28 grey PNG, also of one with fewer than 8 bits or in a colour
-    format that holds only opaque grey. Raises DataError, starting with `where`, for anything else."""
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 33:
-        raise DataError(f"{where} is not a PNG")
-    # Read here, because Pillow has its own ideas about huge images.
-    width, height, bits = struct.unpack(">IIB", png[16:25])
-    if (width, height) != (28, 28):
-        raise DataError(f"{where} is {width} x {height}, not 28 x 28 pixels")
-    if bits == 16:
-        raise DataError(f"{where} has 16 bits per channel: save it with 8")
-    try:
-        check_sums(png)
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            if image.mode == "L" and "transparency" not in image.info:
-                return image.tobytes()
-            bands = image.convert("RGBA").split()
-    except Exception as error:  # Pillow raises many kinds
-        raise DataError(f"{where} is damaged: {error}") from error
-    red, green, blue, alpha = (band.tobytes() for band in bands)
-    if not (red == green == blue and alpha == bytes([255]) * 784):
-        raise DataError(f"{where} has colours or transparency: save it as grey")
-    return red
-
-
-def check_sums(png):
-    """Raise ValueError unless all chunks of a PNG are complete and their checksums right. Pillow
-    does not check those of the pixels."""
-    position = 8
-    kind = None
-    while kind != b"IEND":
-        (length,) = struct.unpack_from(">I", png, position)
-        kind = png[position + 4 : position + 8]
-        end = position + 8 + length
-        (stated,) = struct.unpack_from(">I", png, end)
-        if stated != zlib.crc32(png[position + 4 : end]):
-            raise ValueError(f"wrong checksum of its chunk {kind.decode('ascii', 'replace')}")
-        position = end + 4

@@ -43,7 +43,7 @@ import plot
 from dataset import Augmentation
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
-# What is trained, and how --------------------------------------------------------------------------
+# What is trained, and how ---------------------------------------------------------------------------
 
 EPOCHS = 10  # passes over the training images; 1 for a first look, 10 to 30 for good results
 BATCH_SIZE = 32  # images per step; 16 to 256; larger batches need a larger learning rate
@@ -92,7 +92,7 @@ class UserError(ValueError):
     """Says what is wrong and what to do, in words for the person at the shell."""
 
 
-# How a model learns --------------------------------------------------------------------------------
+# How a model learns ---------------------------------------------------------------------------------
 
 
 def train(model, loader, device, criterion, optimizer, scheduler=None):
@@ -170,7 +170,7 @@ def build(experiment, train_set):
     return loader, model, optimizer, scheduler
 
 
-# One training --------------------------------------------------------------------------------------
+# One training ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def predict(model, images, device):
     return torch.cat(logits)
 
 
-# What a training leaves in the folder of its run ---------------------------------------------------
+# What a training leaves in the folder of its run ----------------------------------------------------
 
 
 def add_row(path, figures):
@@ -362,7 +362,7 @@ def save_layers(training, model):
     save_whole(training.path(".layers.npz"), lambda file: np.savez(file, **arrays))
 
 
-# Several trainings at the same time ----------------------------------------------------------------
+# Several trainings at the same time -----------------------------------------------------------------
 
 
 def run_trainings(trainings, workers):
@@ -450,7 +450,7 @@ def attempt(training):
         return False
 
 
-# What is said to the person at the shell -----------------------------------------------------------
+# What is said to the person at the shell ------------------------------------------------------------
 
 
 def describe(error):
@@ -489,7 +489,7 @@ def say(text, file=None):
             os.dup2(nowhere, file.fileno())
 
 
-# A run, from its settings to its pictures ----------------------------------------------------------
+# A run, from its settings to its pictures -----------------------------------------------------------
 
 
 def usable_cores():

@@ -41,7 +41,7 @@ class RunError(ValueError):
     """Says what is wrong with the files of a run, in words for the person at the shell."""
 
 
-# The files of a run -----------------------------------------------------------------------------
+# The files of a run ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def same_data(run, other):
     return run.data == other.data
 
 
-# Tables -----------------------------------------------------------------------------------------
+# Tables ---------------------------------------------------------------------------------------------
 
 
 PROGRESS = "{:<22.22}  {:>4}  {:>7}  {:>14}  {:>8}  {:>16}  {:>8}  {:>7}"
@@ -490,7 +490,7 @@ def markdown(table):
     return lines
 
 
-# What did my edit do? ---------------------------------------------------------------------------
+# What did my edit do? -------------------------------------------------------------------------------
 
 
 # These settings change no figure. (Whether the data differ shows in their checksum.)
@@ -691,7 +691,7 @@ def edit_table(run):
     return table
 
 
-# Curves -----------------------------------------------------------------------------------------
+# Curves ---------------------------------------------------------------------------------------------
 
 
 def new_figure(width, height, title):
@@ -887,7 +887,7 @@ def mark_guessing(axes, value):
         axes.annotate("guessing", (1, value), xycoords=("axes fraction", "data"), ha="right", fontsize=7)
 
 
-# Images -----------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------------------
 
 
 def bare_panels(title, count, columns, width, height):
@@ -1130,7 +1130,7 @@ def digit_table(digits, logits):
     return markdown(table)
 
 
-# All together -----------------------------------------------------------------------------------
+# All together ---------------------------------------------------------------------------------------
 
 
 # The pictures of a run, besides that of each experiment. No experiment can have one of these names.

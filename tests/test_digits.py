@@ -37,6 +37,10 @@ def moved(points, dx, dy=0):
     return [[(x + dx, y + dy) for x, y in stroke] for stroke in points]
 
 
+def half(points):
+    return [[(x / 2, y / 2) for x, y in stroke] for stroke in points]
+
+
 def read(picture, tmp_path):
     """What read_digit makes of a picture, as integers."""
     path = tmp_path / "digit.png"
@@ -97,6 +101,12 @@ def with_dash(picture):
     return picture
 
 
+def with_underline(picture):
+    """The same with a line under it, longer than the digit is wide and with as much ink."""
+    ImageDraw.Draw(picture).line([(110, 250), (310, 245)], fill=INK, width=14)
+    return picture
+
+
 def with_frame(picture):
     """The same in a frame that does not touch the edge."""
     ImageDraw.Draw(picture).rectangle((90, 30, 310, 270), outline=INK, width=4)
@@ -118,6 +128,7 @@ FAULTS = {
     "specks": with_specks,
     "crumbs": with_crumbs,
     "dash": with_dash,
+    "underline": with_underline,
     "frame": with_frame,
     "neighbour": with_neighbour,
 }
@@ -127,6 +138,13 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_what_lies_around_a_digit_is_left_out(tmp_path, fault, points):
     assert is_same(read(fault(drawn(points)), tmp_path), read(drawn(points), tmp_path))
+
+
+def test_a_digit_in_a_corner_is_read_though_a_line_runs_through_the_picture(tmp_path):
+    corner = moved(FOUR, 300, -20)
+    sheet = drawn(corner, size=(600, 800))
+    ImageDraw.Draw(sheet).line([(0, 20), (800, 20)], fill=INK, width=5)
+    assert is_same(read(sheet, tmp_path), read(drawn(FOUR), tmp_path))
 
 
 @pytest.mark.parametrize("width", [2, 4, 8, 14])
@@ -183,6 +201,7 @@ def test_more_than_one_digit_is_an_error_that_names_the_file(tmp_path, fault):
     for several in (
         moved(SEVEN, -75) + moved(FOUR, 75),
         moved(SEVEN, -120) + FOUR + moved(FIVE, 120),
+        moved(half(SEVEN), 70, 20) + moved(half(FIVE), 20, 130),  # one above the other
     ):
         with pytest.raises(DataError) as error:
             read(fault(drawn(several)), tmp_path)
@@ -262,6 +281,24 @@ def test_paper_without_a_digit_is_an_error_that_names_the_file(tmp_path, noise):
     with pytest.raises(DataError) as error:
         dataset.read_digit(path)
     assert str(path) in str(error.value)
+
+
+def on_dark_squares():
+    return with_lines(drawn(SEVEN, width=8), INK - 30, step=25, vertical=True)
+
+
+NOT_A_DIGIT = {
+    "dark squares": on_dark_squares,
+    "too narrow": lambda: drawn(FOUR, size=(300, 400)).resize((600, 12)),
+    "16 bits": lambda: Image.fromarray(np.asarray(drawn(FOUR)).astype(np.uint16) * 100),
+}
+
+
+@pytest.mark.parametrize("picture", NOT_A_DIGIT.values(), ids=NOT_A_DIGIT)
+def test_what_is_no_digit_is_an_error_that_names_the_file(tmp_path, picture):
+    with pytest.raises(DataError) as error:
+        read(picture(), tmp_path)
+    assert str(tmp_path / "digit.png") in str(error.value)
 
 
 def test_read_digits_names_and_passes_over_what_is_no_digit(tmp_path, test_set, capsys):
