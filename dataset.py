@@ -33,7 +33,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 MEAN = 0.1307
 STD = 0.3081
 
-# Bytes. A 28 x 28 image needs a few hundred, with colours and metadata a few thousand.
+# Bytes. A 28 x 28 image needs a few hundred, with colours and metadata a few thousand. A larger file is
+# not read: a damaged tar could fill the memory.
 MAX_FILE_SIZE = 10**6
 
 SAMPLE_DIR = Path(__file__).parent / "data" / "sample"
@@ -52,19 +53,21 @@ class MNIST(Dataset):
     tar_path: a tar, plain or compressed (gz, bz2, xz), of 28 x 28 grey PNG images named
         {number}_{label}.png in any folder, such as train/00000_5.png.
     transform: maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same
-        shape, for example an `Augmentation`. It gets the whole batch at once: a random
-        transform of torchvision would treat all images alike. To randomize each image separately:
-        transform=lambda images: torch.stack([rotate(image) for image in images])
+        shape, for example an `Augmentation`. It gets the whole batch at once. A random transform
+        of torchvision, such as `rotate`, would treat all images alike; for each image anew:
+
+        def rotate_each(images):
+            return torch.stack([rotate(image) for image in images])
 
     images: uint8 (N, 28, 28), ordered by number; 0 is background, 255 is ink.
     labels: int64 (N,), 0 to 9.
 
     `dataset[index]` returns (images, labels), the images normalized. An int gives one image
-    (1, 28, 28) and its label. A list, a tensor of indices or a slice gives a whole batch
+    (1, 28, 28) and its label. A list of ints, a tensor or a slice gives a whole batch
     (B, 1, 28, 28), (B,), many times faster than one image at a time.
 
-    Raises FileNotFoundError if there is no such tar, and DataError if it holds anything
-    but such images; the message names the tar and the member.
+    Raises FileNotFoundError if there is no such tar, and DataError if it holds anything but such
+    images, folders and what macOS adds; the message names the tar and the member.
     """
 
     def __init__(self, tar_path, transform=None):
@@ -98,15 +101,19 @@ class MNIST(Dataset):
             labels = self.labels[index]
         images = normalize(images)
         if self.transform is not None:
-            batch = self.transform(images.view(-1, 1, 28, 28))  # a single image is a batch of one
-            if batch.shape[-3:] != (1, 28, 28):
-                raise DataError(f"the transform must keep (B, 1, 28, 28), but returned {tuple(batch.shape)}")
-            images = batch.view(images.shape)
+            batch = images.view(-1, 1, 28, 28)  # a single image is a batch of one
+            transformed = self.transform(batch)
+            if transformed.shape != batch.shape:
+                raise DataError(
+                    f"the transform must keep {tuple(batch.shape)}, but returned {tuple(transformed.shape)}"
+                )
+            images = transformed.view(images.shape)
         return images, labels
 
 
 def batches(image_set, batch_size, shuffle=False, drop_last=False):
-    """Return a loader that asks a Dataset for a whole batch of indices at once."""
+    """Return a loader of images (B, 1, 28, 28) and labels (B,). It asks the Dataset for a whole batch at
+    once, which is many times faster. drop_last leaves out an incomplete last batch."""
     sampler = RandomSampler(image_set) if shuffle else SequentialSampler(image_set)
     return DataLoader(image_set, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last))
 
@@ -136,7 +143,7 @@ class Augmentation:
     makes it reproducible.
 
     rotation: at most this many degrees to either side, 0 to 180.
-    shift: at most this many pixels in each direction, 0 to 28.
+    shift: at most this many pixels in each direction, before scaling, 0 to 28.
     scaling: grow or shrink by at most this fraction, 0 to below 1.
     elastic: standard deviation, in pixels, of a random displacement at the points of a 7 x 7 grid,
         smooth between them, 0 to 14, after Simard, Steinkraus, Platt (2003), "Best Practices for
@@ -145,9 +152,6 @@ class Augmentation:
     Maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same shape. Pixel values are
     interpolated; pixels from outside the image are background. Raises DataError when it is first used if
     a limit is out of range.
-
-    Each option draws its own random numbers, and only if it is on, in this order: rotation, scaling,
-    shift, elastic. So a further option, drawn last, leaves all figures without it as they are.
 
     In plain words, with an affine matrix and random displacements for each image:
 
@@ -166,18 +170,21 @@ class Augmentation:
 
     def __call__(self, images):
         self._check()
-        count, device = len(images), images.device
-        angle = zoom = right = down = torch.zeros(count, device=device)
+        count = len(images)
+        device = images.device
+        # Each option draws its own random numbers, and only if it is on: rotation, scaling, shift, elastic.
+        # A further option that is drawn last leaves the results without it as they are.
+        angle = zoom = across = along = torch.zeros(count, device=device)
         if self.rotation:
             angle = math.radians(self.rotation) * random_amounts(count, device)
         if self.scaling:
             zoom = self.scaling * random_amounts(count, device)
         if self.shift:
-            right, down = PIXEL * self.shift * random_amounts((2, count), device)
+            across, along = PIXEL * self.shift * random_amounts((2, count), device)
         cos = angle.cos() / (1 + zoom)
         sin = angle.sin() / (1 + zoom)
         # for each image, a row for the x and one for the y coordinates of where its pixels come from
-        coefficients = torch.stack([cos, -sin, right, sin, cos, down], dim=1).view(2 * count, 3)
+        coefficients = torch.stack([cos, -sin, across, sin, cos, along], dim=1).view(2 * count, 3)
         if self.elastic:
             heights = PIXEL * self.elastic * torch.randn(2 * count, 49, device=device)
             coefficients = torch.cat([coefficients, heights], dim=1)
@@ -282,8 +289,8 @@ def parse_name(member, where):
 
 
 def check_end(tar, tar_path):
-    """Raise DataError unless a tar that was read to its end stops there, followed only by
-    zeros: tarfile takes a cut or damaged header for the end."""
+    """Raise DataError if a tar that was read goes on with anything but zeros, or ends without any: tarfile
+    takes a cut or damaged header for the end."""
     tar.fileobj.seek(tar.offset)
     rest = tar.fileobj.read(tarfile.BLOCKSIZE)
     if len(rest) < tarfile.BLOCKSIZE:
@@ -358,7 +365,9 @@ def load_data(data_dir, validation_images=0):
         that fails, the shipped sample is used, with a warning on standard error.
     validation_images: 0, or how many of the last training images replace the test set.
 
-    The description's `checksum` identifies the images and labels, whatever their folder.
+    The description holds a sentence for the user (`description`), the absolute path (`folder`), the numbers
+    of images (`train_images`, `test_images`), and a `checksum` of the images and labels, which identifies
+    them whatever their folder.
     Raises OSError or DataError, with a message for the user, if the data can't be used.
     """
     folder = find_data(Path(data_dir))
@@ -422,20 +431,18 @@ def find_data(data_dir):
 
 
 def check_sets(train_set, test_set):
-    """Return warnings, one text each, about training and test images. Raises DataError if most images
-    of one set are in the other as well: testing on memorized images proves nothing."""
+    """Return a list of warnings about training and test images. Raises DataError if most images of one set
+    are in the other as well: testing on memorized images proves nothing."""
     train_images = [image.tobytes() for image in train_set.images.numpy()]
     test_images = [image.tobytes() for image in test_set.images.numpy()]
     in_both = set(train_images) & set(test_images)
     warnings = []
     if in_both:
         text = f"{len(in_both):,} images are in both train.tar and test.tar"
-        for images in (train_images, test_images):
+        for name, images in (("train.tar", train_images), ("test.tar", test_images)):
             fraction = sum(image in in_both for image in images) / len(images)
             if fraction > 0.5:
-                raise DataError(
-                    f"{text}, {fraction:.0%} of one of them: test images must be new to the model"
-                )
+                raise DataError(f"{text}, {fraction:.0%} of {name}: test images must be new to the model")
         warnings.append(text)
     missing = sorted(set(range(10)) - set(train_set.labels.tolist()))
     if missing:
@@ -451,8 +458,8 @@ def download(data_dir, timeout=10):
     data_dir.mkdir(parents=True, exist_ok=True)
     print(f"Downloading MNIST (4 files, 11.6 MB) to {data_dir} ...", flush=True)
     # A failed download must leave nothing behind.
-    with tempfile.TemporaryDirectory(prefix="download-", dir=data_dir) as unfinished:
-        unfinished = Path(unfinished)
+    with tempfile.TemporaryDirectory(prefix="download-", dir=data_dir) as unfinished_folder:
+        unfinished = Path(unfinished_folder)
         default_timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(timeout)
         try:
@@ -510,7 +517,8 @@ def open_picture(path):
     """Open a picture: upright as the camera says, on paper where it is transparent, in RGB, its longer
     side at most 2 * OPEN_SIDE pixels. Raises DataError, which names the file, if it can't be read."""
     if not os.path.isfile(path):  # opening a pipe would wait forever
-        raise DataError(f"{path} is not a file" if os.path.exists(path) else f"{path}: no such file")
+        kind = "is a folder: name the pictures in it" if os.path.isdir(path) else "is not a file"
+        raise DataError(f"{path} {kind}" if os.path.exists(path) else f"{path}: no such file")
     try:
         with Image.open(path) as picture:
             picture.draft(None, (OPEN_SIDE, OPEN_SIDE))  # decodes a large JPEG in a fraction of the time
@@ -877,7 +885,7 @@ def read_digits(paths):
         except DataError as error:
             print(f"warning: {' '.join(str(error).split())}", file=sys.stderr)
             continue
-        names.append(path.name)
+        names.append("".join(letter if letter.isprintable() else "?" for letter in path.name))
         images.append(image.numpy())
         originals.append(np.asarray(ImageOps.pad(open_picture(path), (112, 112), color="white")))
     if not names:

@@ -55,7 +55,7 @@ WORKERS = None  # trainings at the same time, each on its own core; None: one pe
 AUGMENTATION = Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)  # random changes to the images
 BASELINE = "LeNet5"  # the tables state the gain over this experiment
 DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to it if both are missing
-RESULTS_DIR = "results"  # each run makes a new folder in it
+RESULTS_DIR = "results"  # each run makes a new folder in it; plot.py takes numbers for this one only
 DIGITS_DIR = "data/my_digits"  # pictures of your own digits; the trained models classify them
 
 
@@ -64,11 +64,11 @@ class Experiment:
     """What is trained, and how. A row of EXPERIMENTS states only what differs from the defaults."""
 
     model: type  # a class that maps images (B, 1, 28, 28) to logits (B, 10), such as those in model.py
-    learning_rate: float  # peak of the schedule; 0.01 to 0.1; the loss explodes if it is too high
+    learning_rate: float  # peak of the schedule; 0.005 to 0.1 for SGD, a tenth for Adam; too high: explodes
     options: dict = field(default_factory=dict)  # arguments of the model
     transform: object = None  # changes the training images, batch by batch, such as AUGMENTATION
     loss: object = nn.CrossEntropyLoss()  # what training minimizes; validation reports cross-entropy
-    # Or a class of torch.optim, such as torch.optim.AdamW. MOMENTUM belongs to this one only.
+    # SGD with MOMENTUM, or a class of torch.optim such as torch.optim.AdamW, which has its own defaults.
     optimizer: object = partial(torch.optim.SGD, momentum=MOMENTUM)
     optimizer_options: dict = field(default_factory=dict)  # further arguments, such as weight_decay
     batch_size: int = BATCH_SIZE
@@ -141,7 +141,8 @@ def test(model, loader, device, criterion):
 
 
 def average(total_loss, correct, count):
-    """Return the loss per image and the accuracy. Raises UserError if there is none or it is not finite."""
+    """Return the loss per image and the accuracy. Raises UserError if there was no image, or if the loss is
+    not finite."""
     if count == 0:
         raise UserError("the loader has no batch")
     if not total_loss.isfinite():
@@ -192,7 +193,8 @@ class Training:
 
 def run_training(training):
     """Train one experiment with one seed. Each finished epoch adds a row to <name>-seed<seed>.csv and
-    saves the weights in <name>-seed<seed>.pt; at the end, the outputs go to <name>-seed<seed>.npz."""
+    saves the weights in <name>-seed<seed>.pt. At the end, the outputs for all validation images go to
+    <name>-seed<seed>.npz, and those of all layers for one digit to <name>-seed<seed>.layers.npz."""
     experiment = training.experiment
     device = experiment.device
     torch.manual_seed(training.seed)  # decides initial weights, order of images, dropout, augmentation
@@ -233,7 +235,7 @@ def refresh_batch_norm(model, train_set, experiment):
     unaugmented images fit the validation images better. (`update_bn` leaves dropout on.)
     """
     images = train_set.subset(slice(10_000))
-    batch_size = min(experiment.batch_size, 1000)
+    batch_size = min(experiment.batch_size, 1000)  # several batches, however large those of training
     update_bn(dataset.batches(images, batch_size, drop_last=True), model, experiment.device)
 
 
@@ -304,6 +306,8 @@ def trace(model, image):
     layers = []
     hooks = []
     for name, module in model.named_modules():
+        if isinstance(module, nn.Identity):  # stands for a layer that is left out
+            continue
         is_leaf = not list(module.children())
         if is_leaf or list(module.parameters(recurse=False)):
             hooks.append(module.register_forward_hook(partial(note_layer, layers, name)))
@@ -350,7 +354,7 @@ def save_layers(training, model):
         output = layer["values"][0].cpu()
         if weights is None or weights.dim() < 2 or output.dim() not in (1, 3):
             continue
-        is_first = len(arrays) == 1
+        is_first = list(arrays) == ["input"]
         is_convolution = weights.dim() == 4
         if is_first and is_convolution:
             arrays["filters"] = weights[:, 0].cpu()
@@ -377,7 +381,7 @@ def run_trainings(trainings, workers):
     context = multiprocessing.get_context("fork" if can_fork() else "spawn")
     gc.freeze()  # else the garbage collector of each process would copy what they share
     waiting = list(trainings)
-    running = {}  # the process and the training of each sentinel
+    running = {}  # {sentinel: (process, training)}; a sentinel is what `wait` can wait for
     all_finished = True
     try:
         while waiting or running:
@@ -429,7 +433,7 @@ def run_in_process(training):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    prepare_output()
+    plot.prepare_output()
     threading.Thread(target=end_with_parent, daemon=True).start()
     sys.exit(0 if attempt(training) else 1)
 
@@ -465,12 +469,6 @@ def describe(error):
         if Path(frame.filename).parent == project:
             own_lines.append(f"{Path(frame.filename).name}, line {frame.lineno}: {frame.line}")
     return f"{type(error).__name__}: {text} ({own_lines[-1]})"
-
-
-def prepare_output():
-    """Let a terminal that has no "±" print a "?" instead."""
-    if sys.stdout:  # there is none without a console on Windows
-        sys.stdout.reconfigure(errors="replace")
 
 
 lost_lines = []  # what could not be printed
@@ -580,15 +578,11 @@ def rehearse(train_set):
     return rehearsed
 
 
-REHEARSED_BATCHES = 10  # enough for a rough duration
-
-
 def rehearse_experiment(experiment, train_set):
     """Return a dict: the number of `parameters`, the `layers`, roughly how many `seconds` a training
     takes, and whether the model `ends_in_softmax`."""
-    if not can_fork():
-        pickle.dumps(experiment)  # a row must reach the process: use functions made with def, not lambda
-    few = train_set.subset(slice(REHEARSED_BATCHES * experiment.batch_size))
+    check_portable(experiment)
+    few = train_set.subset(slice(10 * experiment.batch_size))  # ten batches: enough for a rough duration
     for _ in range(2):  # the first time takes longer
         loader, model, optimizer, scheduler = build(experiment, few)
         start = time.perf_counter()
@@ -608,6 +602,16 @@ def rehearse_experiment(experiment, train_set):
     }
 
 
+def check_portable(experiment):
+    """Raise UserError if a row can't be sent to a new interpreter, where trainings are not forks."""
+    if can_fork():
+        return
+    try:
+        pickle.dumps(experiment)
+    except Exception as error:  # pickle raises many kinds
+        raise UserError("it must reach another process: use functions made with def, not lambda") from error
+
+
 def sample_images(train_set):
     """Return a dict of arrays: eight `originals`, uint8 (8, 28, 28), the `names` (E,) of experiments with a
     transform, and random `versions` (E, 4, 8, 28, 28) of the originals that it makes."""
@@ -616,11 +620,11 @@ def sample_images(train_set):
     versions = []
     for name, experiment in EXPERIMENTS.items():
         if experiment.transform is not None:
-            batch = train_set.subset(slice(experiment.batch_size))  # as in training
+            batch = train_set.subset(slice(max(8, experiment.batch_size)))  # as in training
             batch.to(experiment.device)
             batch.transform = experiment.transform
             names.append(name)
-            versions.append([dataset.denormalize(batch[:][0][:8]).cpu().numpy() for _ in range(4)])
+            versions.append([eight_images(batch) for _ in range(4)])
     return {
         "originals": train_set.images[:8],
         "names": np.array(names, dtype=str),
@@ -628,8 +632,14 @@ def sample_images(train_set):
     }
 
 
-def read_code():
-    """Return {file name: source, as bytes} of the four modules."""
+def eight_images(batch):
+    """Return the first images of a Dataset as its transform makes them now, uint8 (8, 28, 28)."""
+    images, _ = batch[:]
+    return dataset.denormalize(images[:8]).cpu().numpy()
+
+
+def own_code():
+    """Return {file name: source} of the four modules, as bytes, which can be copied as they are."""
     code = {}
     for name in ("main.py", "dataset.py", "model.py", "plot.py"):
         code[name] = (Path(__file__).parent / name).read_bytes()
@@ -652,7 +662,7 @@ def start_run(code, data, digits, images, rehearsed):
 def save_settings(path, data, rehearsed):
     """Write all constants of this module, and what else made a run what it is, as JSON."""
     settings = {name: value for name, value in globals().items() if name.isupper()}
-    settings["SEEDS"] = list(SEEDS)
+    settings["SEEDS"] = list(SEEDS)  # it may be a range
     settings["EXPERIMENTS"] = {name: vars(experiment) for name, experiment in EXPERIMENTS.items()}
     settings["date"] = time.strftime("%Y-%m-%d %H:%M:%S")
     settings["data"] = data
@@ -667,20 +677,6 @@ def save_settings(path, data, rehearsed):
     save_whole(path, lambda file: file.write(text.encode()))
 
 
-def make_folder(results_dir):
-    """Make and return the folder of a new run, named by the next number."""
-    results_dir.mkdir(parents=True, exist_ok=True)
-    numbers = [int(path.name) for path in results_dir.iterdir() if path.name.isdecimal()]
-    number = max(numbers, default=0) + 1
-    while True:
-        folder = results_dir / str(number)
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:  # another run has just taken this number
-            number += 1
-
-
 def as_json(value):
     """Return a value that JSON can't hold as one that it can: a class or function as its name, an object as
     a dict of its class and its public attributes, anything else as a string."""
@@ -693,7 +689,7 @@ def as_json(value):
         return value.__name__
     attributes = {}
     for name, attribute in getattr(value, "__dict__", {}).items():
-        if not name.startswith("_") and name != "training":
+        if not name.startswith("_") and name != "training":  # whether a module is in training mode
             attributes[name] = attribute
     if isinstance(value, nn.Module):  # which keeps these apart
         attributes |= dict(value.named_buffers(recurse=False))
@@ -701,6 +697,20 @@ def as_json(value):
     if attributes or type(value).__repr__ is object.__repr__:
         return {"class": type(value).__name__, **attributes}
     return str(value)
+
+
+def make_folder(results_dir):
+    """Make and return the folder of a new run, named by the next number."""
+    results_dir.mkdir(parents=True, exist_ok=True)
+    numbers = [int(path.name) for path in results_dir.iterdir() if path.name.isdecimal()]
+    number = max(numbers, default=0) + 1
+    while True:
+        folder = results_dir / str(number)
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:  # another run has just taken this number
+            number += 1
 
 
 def plan_trainings(rehearsed, train_set, test_set, digits, folder):
@@ -737,7 +747,7 @@ def main():
     # In models this small, threads mostly wait for each other; their number would change the last digits.
     torch.set_num_threads(1)
     try:
-        code = read_code()  # at once: it may be edited while the images are read
+        code = own_code()  # at once: it may be edited while the images are read
         check_constants()
         say(f"Reading the images in {DATA_DIR} ...")
         train_set, test_set, data = dataset.load_data(DATA_DIR, VALIDATION_IMAGES)
@@ -745,7 +755,7 @@ def main():
         rehearsed = rehearse(train_set)
         images = sample_images(train_set)
         folder = start_run(code, data, digits, images, rehearsed)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:  # TypeError: a folder that is not a string
         say(f"error: {describe(error)}", sys.stderr)
         return 2
     trainings = plan_trainings(rehearsed, train_set, test_set, digits, folder)
@@ -772,16 +782,22 @@ def main():
 
 
 def ask(paths):
-    """Print and draw what the models of the newest finished run answer to pictures of digits. Return the
-    exit code: 0, 1 if a picture or a model had to be left out, 2 if there is nothing to ask."""
+    """Print and draw what the models of the newest run with finished trainings answer to pictures of digits.
+    Return the exit code: 0, 1 if a picture or a model had to be left out, 2 if there is nothing to ask."""
     torch.set_num_threads(1)
-    digits = dataset.read_digits(paths)
-    run = plot.newest_finished_run(RESULTS_DIR)
-    if run is None:
-        say(f"error: no run in {RESULTS_DIR} has finished: first run main.py", sys.stderr)
-    if run is None or not digits:
+    try:
+        check_constants()
+        run = plot.newest_finished_run(RESULTS_DIR)
+    except (OSError, TypeError, ValueError) as error:
+        say(f"error: {describe(error)}", sys.stderr)
         return 2
-    change = plot.module_change("model.py", run.code, plot.read_code(Path(__file__).parent))
+    digits = dataset.read_digits(paths)
+    if not digits:
+        say("error: there is no picture to ask about", sys.stderr)
+        return 2
+    change = plot.module_change(
+        "model.py", run.code, {"model.py": own_code()["model.py"].decode("utf-8-sig")}
+    )
     if change:
         say(f"warning: since {run.folder} was trained, {change}", sys.stderr)
     logits = {}
@@ -789,35 +805,47 @@ def ask(paths):
         try:
             logits[name] = ask_model(name, experiment, run, torch.from_numpy(digits["images"]))
         except UserError as error:
-            say(f"error: {describe(error)}", sys.stderr)
+            say(f"error: EXPERIMENTS[{name!r}] in main.py: {error}", sys.stderr)
     if not logits:
         return 2
     say("\n".join(plot.digit_table(digits, logits)))
     picture = Path(RESULTS_DIR) / "my_digits.png"
     try:
         plot.draw_digits(digits, logits).savefig(picture)
-        say(f"\nThe models are those of {run.folder}. {picture} shows what they saw.")
     except OSError as error:
         say(f"error: {describe(error)}", sys.stderr)
         return 1
+    say(f"\nThe models are those of {run.folder}. {picture} shows what they saw.")
     all_answered = len(logits) == len(EXPERIMENTS) and len(digits["names"]) == len(paths)
     return 0 if all_answered and not lost_lines else 1
 
 
 def ask_model(name, experiment, run, images):
     """Return the logits (N, 10) of images for the model that a run has trained with its first seed. Raises
-    UserError if a row of EXPERIMENTS no longer fits what was trained."""
-    row = f"EXPERIMENTS[{name!r}] in main.py"
+    UserError if it has not, or if the row of EXPERIMENTS no longer fits what was trained."""
     path = run.folder / f"{name}-seed{run.settings['SEEDS'][0]}.pt"
     if not path.exists():
-        raise UserError(f"{row} was not trained in {run.folder}")
+        raise UserError(f"there is no {path}: run main.py again")
+    if not plot.is_finished(run, name):
+        raise UserError(f"its training in {run.folder} has not finished: run main.py again")
+    row = json.loads(json.dumps(vars(experiment), default=as_json))
+    for setting in ("model", "options"):
+        trained = run.settings["EXPERIMENTS"][name].get(setting)
+        if trained != row[setting]:
+            raise UserError(f"its {setting} was {trained} in {run.folder}, but is {row[setting]}")
+    try:
+        weights = torch.load(path, weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise UserError(f"{path} is damaged: run main.py again") from error
     try:
         model = experiment.model(**experiment.options)
-        model.load_state_dict(torch.load(path, weights_only=True))
-        return predict(model, images, "cpu").numpy()
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{row} does not fit {path}: {reason[:200]}") from error
+        model.load_state_dict(weights)
+        logits = predict(model, images, "cpu")
+    except Exception as error:  # a user's own model may raise anything
+        raise UserError(f"it does not fit {path}: {describe(error)[:200]}") from error
+    if logits.shape != (len(images), 10) or not logits.isfinite().all():
+        raise UserError(f"with {path}, it does not return ten finite numbers for each picture")
+    return logits.numpy()
 
 
 def interrupt(number, frame):
@@ -828,11 +856,12 @@ def interrupt(number, frame):
 
 
 if __name__ == "__main__":
-    prepare_output()
+    plot.prepare_output()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    if any(argument.startswith("-") for argument in sys.argv):
-        sys.exit(__doc__)  # there are no options
+    if any(argument.startswith("-") for argument in sys.argv[1:]):  # there are no options
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     try:
         if len(sys.argv) > 1:
             sys.exit(ask(sys.argv[1:]))

@@ -69,15 +69,15 @@ class Run:
         return self.settings["data"].get("description", "unknown data")
 
     @property
-    def seeds(self):
+    def seed_count(self):
         """The largest number of seeds of an experiment."""
         return max((len(seeds) for seeds in self.stats.values()), default=1)
 
     @property
     def heading(self):
         """The title of its curves."""
-        if self.seeds > 1:
-            return f"{self.data}, mean and range of {self.seeds} seeds"
+        if self.seed_count > 1:
+            return f"{self.data}, mean and range of {self.seed_count} seeds"
         return self.data
 
 
@@ -198,21 +198,24 @@ def read_code(folder):
     code = {}
     for path in sorted(folder.glob("[!.]*.py")):
         with damage_named(path):
-            code[path.name] = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
+            source = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
+            ast.parse(source)
+        code[path.name] = source
     return code
 
 
 def first_outputs(run):
-    """Return {"experiment, seed k": its outputs}, for the first seed that has finished. Pictures show only this seed."""
+    """Return {"experiment, seed k": its outputs}, for the first seed that has finished, which is the only one
+    that pictures show."""
     return {f"{name}, seed {min(seeds)}": seeds[min(seeds)] for name, seeds in run.outputs.items()}
 
 
 def is_finished(run, name):
     """Whether all trainings of an experiment have run through all of their epochs."""
-    for seed in run.settings["SEEDS"]:
-        if finished_epochs(run, name, seed) < all_epochs(run, name):
-            return False
-    return name in run.stats
+    seeds = run.settings["SEEDS"]
+    if name not in run.stats or not seeds:
+        return False
+    return all(finished_epochs(run, name, seed) >= all_epochs(run, name) for seed in seeds)
 
 
 def finished_epochs(run, name, seed):
@@ -240,8 +243,9 @@ def run_folders(results_dir):
 
 
 def newest_run(results_dir, file="*-seed*.csv"):
-    """Return the folder of the newest run that has such a file, such as "LeNet5-seed0.pt". By default,
-    any run with a finished epoch will do. Raises FileNotFoundError if there is none."""
+    """Return the folder of the newest run that has a file of this name or pattern, such as
+    "LeNet5-seed0.pt". By default, any run with a finished epoch will do. Raises FileNotFoundError if there
+    is none."""
     for folder in reversed(run_folders(results_dir)):
         if any(folder.glob(file)):
             return folder
@@ -254,7 +258,7 @@ def finished_runs(folders):
     for folder in reversed(folders):
         try:
             run = read_run(folder)
-        except RunError:  # must not cost a later run its tables
+        except (OSError, RunError):  # must not cost a later run its tables
             continue
         names = run.settings["EXPERIMENTS"]
         if names and all(is_finished(run, name) for name in names):
@@ -262,8 +266,13 @@ def finished_runs(folders):
 
 
 def newest_finished_run(results_dir):
-    """Return the newest Run whose trainings have all finished, or None."""
-    return next(finished_runs(run_folders(results_dir)), None)
+    """Return the newest Run with an experiment whose trainings have finished. Raises FileNotFoundError if
+    there is none, and RunError that names a damaged file."""
+    for folder in reversed(run_folders(results_dir)):
+        run = read_run(folder)
+        if any(is_finished(run, name) for name in run.settings["EXPERIMENTS"]):
+            return run
+    raise FileNotFoundError(f"no run in {Path(results_dir).absolute()} has finished: first run main.py")
 
 
 def run_before(run):
@@ -278,15 +287,17 @@ def run_before(run):
 
 def same_data(run, other):
     """Whether two runs had the same images, whatever the names of their folders."""
-    data, others = run.settings["data"], other.settings["data"]
-    if "checksum" in data and "checksum" in others:
-        return data["checksum"] == others["checksum"]
+    checksum = run.settings["data"].get("checksum")
+    other_checksum = other.settings["data"].get("checksum")
+    if checksum and other_checksum:
+        return checksum == other_checksum
     return run.data == other.data
 
 
 # Tables ---------------------------------------------------------------------------------------------
 
 
+# The columns of a progress line, 100 characters wide; a longer name is cut.
 PROGRESS = "{:<22.22}  {:>4}  {:>7}  {:>14}  {:>8}  {:>16}  {:>8}  {:>7}"
 
 
@@ -335,8 +346,8 @@ def duration(seconds):
 def summary(run):
     """Return what is printed at the end of a run, as lines: a table of the last epochs, and remarks."""
     lines = [f"Run {run.folder.name}, {run.settings.get('date', 'of an earlier version')}: {run.data}"]
-    if run.seeds > 1:
-        lines.append(f"Last epoch, mean ± standard deviation (SD) of {run.seeds} seeds")
+    if run.seed_count > 1:
+        lines.append(f"Last epoch, mean ± standard deviation (SD) of {run.seed_count} seeds")
     else:
         lines.append("Last epoch, 1 seed")
     gains = gains_over_baseline(run)
@@ -349,10 +360,10 @@ def summary(run):
 
 def result_table(run, gains):
     """Return the figures of the last epochs as rows of strings, the headings first."""
-    deviation = " ± SD" if run.seeds > 1 else ""
+    deviation = " ± SD" if run.seed_count > 1 else ""
     table = [["experiment", f"train acc{deviation}", f"val loss{deviation}", f"val acc{deviation}"]]
     if gains:
-        table[0].append("gain ± SE" if run.seeds > 1 else "gain")
+        table[0].append("gain ± SE" if run.seed_count > 1 else "gain")
     table[0].append("seconds")
     for name, seeds in run.stats.items():
         row = [name, cell(seeds, "train_accuracy"), cell(seeds, "val_loss"), cell(seeds, "val_accuracy")]
@@ -371,7 +382,7 @@ def gains_over_baseline(run):
     if is_finished(run, baseline):
         for name, seeds in run.stats.items():
             if name != baseline and is_finished(run, name):
-                gains[name] = figure_change(run.stats[baseline], seeds, "val_accuracy")
+                gains[name] = change_of(run.stats[baseline], seeds, "val_accuracy")
     return gains
 
 
@@ -379,7 +390,7 @@ def gain_note(run, gains):
     """Return a line that says what the gain is, or why there is none."""
     baseline = run.settings.get("BASELINE")
     if gains:
-        error = " ± standard error (SE)" if run.seeds > 1 else ""
+        error = " ± standard error (SE)" if run.seed_count > 1 else ""
         return [f"gain: validation accuracy over {baseline}, in percentage points{error}"]
     if len(run.settings["EXPERIMENTS"]) < 2:
         return []
@@ -433,7 +444,7 @@ def mean_and_deviation(values, form):
     return text
 
 
-def figure_change(old_seeds, new_seeds, column):
+def change_of(old_seeds, new_seeds, column):
     """Return the change of a last figure, with "± its standard error" if there are several seeds. Accuracies
     are in percentage points."""
     old = np.array([columns[column][-1] for columns in old_seeds.values() if column in columns])
@@ -442,7 +453,9 @@ def figure_change(old_seeds, new_seeds, column):
         return ""
     form = ".4f"
     if column.endswith("accuracy"):
-        old, new, form = 100 * old, 100 * new, ".2f"
+        old = 100 * old
+        new = 100 * new
+        form = ".2f"
     text = f"{new.mean() - old.mean():+{form}}"
     if min(len(old), len(new)) > 1:
         standard_error = math.sqrt(old.var(ddof=1) / len(old) + new.var(ddof=1) / len(new))
@@ -503,7 +516,7 @@ class Edit:
 
     general: list  # what may concern all experiments: constants, data, code, versions
     rows: dict  # {experiment: a list of what differs in its row}
-    experiments: list  # those that it has changed, and that have finished in both runs
+    experiments: list  # those that it has added or changed, and that have finished
     unfinished: list  # those that it may have changed, but that have not finished
 
 
@@ -522,7 +535,7 @@ def find_edit(before, after):
         is_new = name not in before.settings["EXPERIMENTS"]
         if not is_finished(after, name) or not (is_new or is_finished(before, name)):
             unfinished.append(name)
-        elif name in rows or (general and not same_figures(before.stats.get(name), after.stats[name])):
+        elif name in rows or (general and not same_results(before.stats.get(name), after.stats[name])):
             experiments.append(name)
     return Edit(general, rows, experiments, unfinished)
 
@@ -595,13 +608,16 @@ def code_changes(before, after):
     for module in sorted(before | after):
         if module not in before or module not in after:
             changes.append(f"{module}: {'new' if module in after else 'removed'}")
-        elif module_change(module, before, after):
-            changes.append(module_change(module, before, after))
+        else:
+            change = module_change(module, before, after)
+            if change:
+                changes.append(change)
     return changes
 
 
 def module_change(module, before, after):
-    """Return what differs in a module that is in both codes, {module: its source}, or "" if nothing does."""
+    """Return what differs in a module between two codes, {module: its source}; "" if nothing does, or if one
+    of them lacks it."""
     if module not in before or module not in after:
         return ""
     old_lines = code_lines(module, before[module])
@@ -637,7 +653,7 @@ def lines_text(changed):
     return f"{old} -> {new[same:]}"
 
 
-def same_figures(old_seeds, new_seeds):
+def same_results(old_seeds, new_seeds):
     """Whether an experiment has the same losses and accuracies in two runs, to the last digit."""
     if old_seeds is None or old_seeds.keys() != new_seeds.keys():
         return False
@@ -652,7 +668,8 @@ def edit_lines(run):
     """Return what changed since the run before and what it did, as lines, or [] if there is none."""
     if run.edit is None:
         return []
-    edit, before = run.edit, run.before
+    edit = run.edit
+    before = run.before
     if not edit.general and not edit.rows:
         compared = "settings, code and data" if before.code and run.code else "settings and data"
         return [f"Nothing has changed since run {before.folder.name}: the same {compared}"]
@@ -663,29 +680,30 @@ def edit_lines(run):
             lines.append(f"* {name}: {', '.join(changes)}")
     if edit.experiments:
         lines += ["", *markdown(edit_table(run)), "", "Changes in accuracy are in percentage points"]
-        if min(run.seeds, before.seeds) > 1:
+        if min(run.seed_count, before.seed_count) > 1:
             lines[-1] += " ± standard error (SE)"
     if edit.unfinished:
         lines += ["", f"Not compared, since not finished: {', '.join(edit.unfinished)}"]
     elif not edit.experiments:
-        lines += ["", "This changed no figure"]
+        lines += ["", "This changed no loss and no accuracy"]
     return lines
 
 
 def edit_table(run):
     """Return the last figures of the changed experiments before and after an edit, as rows of strings."""
-    deviation = " ± SD" if max(run.seeds, run.before.seeds) > 1 else ""
-    error = " ± SE" if min(run.seeds, run.before.seeds) > 1 else ""
+    deviation = " ± SD" if max(run.seed_count, run.before.seed_count) > 1 else ""
+    error = " ± SE" if min(run.seed_count, run.before.seed_count) > 1 else ""
     headings = ["experiment", "run", f"val acc{deviation}", f"change{error}"]
     table = [[*headings, f"val loss{deviation}", f"change{error}"]]
     for name in run.edit.experiments:
-        old, new = run.before.stats.get(name), run.stats[name]
+        old = run.before.stats.get(name)
+        new = run.stats[name]
         accuracy = loss = ""
         if old:
             number = run.before.folder.name
             table.append([name, number, cell(old, "val_accuracy"), "", cell(old, "val_loss"), ""])
-            accuracy = figure_change(old, new, "val_accuracy")
-            loss = figure_change(old, new, "val_loss")
+            accuracy = change_of(old, new, "val_accuracy")
+            loss = change_of(old, new, "val_loss")
         number = run.folder.name
         table.append([name, number, cell(new, "val_accuracy"), accuracy, cell(new, "val_loss"), loss])
     return table
@@ -753,12 +771,13 @@ def plot_edit(run):
     curves = []
     title = [run.heading, *run.edit.general]
     for name in run.edit.experiments:
-        old, new = run.before.stats.get(name), run.stats[name]
+        old = run.before.stats.get(name)
+        new = run.stats[name]
         effects = list(run.edit.rows.get(name, []))
         if old:
             look = {"markerfacecolor": "white", **looks[name]}
             curves.append(labelled_curve(f"{name}, run {run.before.folder.name}", old, "--", look))
-            effects.append(f"validation accuracy {figure_change(old, new, 'val_accuracy')} points")
+            effects.append(f"validation accuracy {change_of(old, new, 'val_accuracy')} points")
         curves.append(labelled_curve(f"{name}, run {run.folder.name}", new, "-", looks[name]))
         title.append(f"{name}: {', '.join(effects)}")
     lines = []
@@ -818,7 +837,9 @@ def plot_panels(title, curves):
 def draw_curve(axes, seeds, column, look):
     """Draw the mean of the seeds as a line and their range as a band."""
     curves = [as_drawn(columns[column], column) for columns in seeds.values() if column in columns]
-    mean, low, high = [], [], []
+    mean = []
+    low = []
+    high = []
     for epoch in range(max((len(curve) for curve in curves), default=0)):
         # An interrupted training has no figures of the later epochs.
         values = [curve[epoch] for curve in curves if len(curve) > epoch]
@@ -863,11 +884,11 @@ def finish_axes(axes, quantity):
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     if quantity == "loss":
-        axes.set_ylabel("loss per image, stretched")
+        axes.set_ylabel("loss per image, logarithmic")
         axes.yaxis.set_major_formatter("{x:g}")
         mark_guessing(axes, LOSS_OF_GUESSING)
     else:
-        axes.set_ylabel("accuracy in %, stretched")
+        axes.set_ylabel("accuracy in %, logarithmic in the error")
         axes.yaxis.set_major_formatter(accuracy_label)
         axes.yaxis.set_inverted(True)
         mark_guessing(axes, 90)
@@ -963,7 +984,8 @@ def plot_mistakes(run):
         worst = np.argsort(-probabilities.max(axis=1), kind="stable")[: STRIPS * IN_A_STRIP]
         heading = f"{training}: {wrong.sum():,} mistakes"
         if len(worst):
-            highest, lowest = confidence(probabilities[worst[0]]), confidence(probabilities[worst[-1]])
+            highest = confidence(probabilities[worst[0]])
+            lowest = confidence(probabilities[worst[-1]])
             heading += f"; confidence of these {highest} to {lowest}"
         axes[0].set_title(heading, fontsize=9)
         for strip in range(STRIPS):
@@ -1209,6 +1231,15 @@ def main(arguments):
     return 0
 
 
+def prepare_output():
+    """Let a terminal that has no "±" print a "?" instead."""
+    if sys.stdout:  # there is none without a console on Windows
+        sys.stdout.reconfigure(errors="replace")
+
+
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal without "±" still gets its table
-    sys.exit(main(sys.argv[1:]))
+    prepare_output()
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -154,8 +154,9 @@ def print_table():
     print("| model | epoch | training loss | training accuracy | validation loss | validation accuracy |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, report in REPORT.items():
-        for epoch, (theirs, ours) in enumerate(zip(report, replicate(name, train_set, test_set)), start=1):
-            cells = [f"{their:.4f} / {our:.4f}" for their, our in zip(theirs, ours)]
+        replicated = replicate(name, train_set, test_set)
+        for epoch, (stated, measured) in enumerate(zip(report, replicated), start=1):
+            cells = [f"{figure:.4f} / {ours:.4f}" for figure, ours in zip(stated, measured)]
             print(f"| {name} | {epoch} |", " | ".join(cells), "|", flush=True)
     return 0
 

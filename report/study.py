@@ -35,8 +35,8 @@ WEIGHT_DECAY = {"weight_decay": 2e-4}
 ALL = Experiment(RegularizedLeNet5, 0.05, transform=AUGMENTATION, optimizer_options=WEIGHT_DECAY)
 ROWS = {
     "LeNet5": Experiment(LeNet5, 0.02),
-    "+ batch norm": Experiment(RegularizedLeNet5, 0.05, {"dropout": 0}),
-    "+ dropout": Experiment(RegularizedLeNet5, 0.02, {"batch_norm": False}),
+    "+ batch norm": Experiment(RegularizedLeNet5, 0.05, options={"dropout": 0}),
+    "+ dropout": Experiment(RegularizedLeNet5, 0.02, options={"batch_norm": False}),
     "+ weight decay": Experiment(LeNet5, 0.02, optimizer_options=WEIGHT_DECAY),
     "+ rotation and so on": Experiment(
         LeNet5, 0.02, transform=Augmentation(rotation=8, shift=1.4, scaling=0.1)

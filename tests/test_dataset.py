@@ -13,6 +13,7 @@ import shutil
 import socket
 import struct
 import tarfile
+import textwrap
 import threading
 import zlib
 
@@ -143,13 +144,18 @@ def test_transform_of_another_shape_is_named(test_set):
     with pytest.raises(DataError) as error:
         smaller[[3, 5]]
     assert "20" in str(error.value)
+    smaller.transform = lambda images: images[:1]
+    with pytest.raises(DataError):
+        smaller[[3, 5]]
 
 
 def test_random_transform_per_image_as_the_docstring_shows(test_set):
-    (line,) = re.findall(r"transform=(lambda images: .*)", MNIST.__doc__)
+    (function,) = re.findall(r" +def rotate_each.*\n.*\n", MNIST.__doc__)
+    names = {"torch": torch, "rotate": v2.RandomRotation(40)}
+    exec(textwrap.dedent(function), names)
     rotated = test_set.subset(slice(None))
     rotated.images = test_set.images[:1].expand(8, 28, 28)
-    rotated.transform = eval(line, {"torch": torch, "rotate": v2.RandomRotation(40)})
+    rotated.transform = names["rotate_each"]
     images = rotated[:8][0]
     assert len({image.numpy().tobytes() for image in images}) > 4  # a batch turned as a whole: 1
 
