@@ -3,7 +3,7 @@
     python report/recognition.py [FOLDER]
 
 Redraws 2,000 test digits of data/test.tar on paper, reads them with `read_digit`, and prints the
-accuracy of the models of a run (by default the newest in results/) on the originals, on the
+accuracy of the models of a run (by default the newest in results/, its seed 0) on the originals, on the
 pictures that were only inverted and resized, and on what `read_digit` makes of them. Takes
 ten minutes.
 """
@@ -42,33 +42,53 @@ def resized(path):
     return torch.from_numpy(np.array(picture))
 
 
-def main(folder):
-    """Print the table."""
-    torch.set_num_threads(1)
+def read(path):
+    """Return what `read_digit` makes of a picture, or an empty image if it refuses it, which is named."""
+    try:
+        return dataset.read_digit(path)
+    except dataset.DataError as error:
+        print(error, file=sys.stderr)
+        return torch.zeros(28, 28, dtype=torch.uint8)
+
+
+def load_models(folder):
+    """Return the three models of a run, trained with seed 0."""
     models = []
     for model_class in (LeNet5, CustomMLP, RegularizedLeNet5):
         model = model_class()
         model.load_state_dict(torch.load(folder / f"{model_class.__name__}-seed0.pt", weights_only=True))
         models.append(model.eval())
-    chosen = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))[:COUNT]
-    test_set = dataset.MNIST(PROJECT / "data" / "test.tar").subset(chosen)
-    rows = [["pictures", *(type(model).__name__ for model in models)]]
-    rows.append(["originals", *accuracies(models, test_set.images, test_set.labels)])
+    return models
+
+
+def print_table(folder):
+    """Print the accuracies of the models of a run."""
+    torch.set_num_threads(1)
+    models = load_models(folder)
+    test_set = dataset.MNIST(PROJECT / "data" / "test.tar")
+    chosen = torch.randperm(len(test_set), generator=torch.Generator().manual_seed(0))[:COUNT]
+    test_set = test_set.subset(chosen)
+    table = [["pictures", *(type(model).__name__ for model in models)]]
+    table.append(["originals", *accuracies(models, test_set.images, test_set.labels)])
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "digit.png"
         for name, options in PAPERS.items():
-            read, plain = [], []
+            digits = []
+            plain = []
             for seed, image in enumerate(test_set.images):
                 paper(image.numpy(), **options, seed=seed).save(path, compress_level=1)
-                read.append(dataset.read_digit(path))
+                digits.append(read(path))
                 plain.append(resized(path))
-            rows.append([f"{name}: resized", *accuracies(models, torch.stack(plain), test_set.labels)])
-            rows.append([f"{name}: read_digit", *accuracies(models, torch.stack(read), test_set.labels)])
-    print("\n".join(plot.markdown(rows)))
+            table.append([f"{name}: resized", *accuracies(models, torch.stack(plain), test_set.labels)])
+            table.append([f"{name}: read_digit", *accuracies(models, torch.stack(digits), test_set.labels)])
+    print("\n".join(plot.markdown(table)))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
-    else:
-        main(plot.newest_run(PROJECT / "results", "RegularizedLeNet5-seed0.pt"))
+    try:
+        if len(sys.argv) > 1:
+            print_table(Path(sys.argv[1]))
+        else:
+            print_table(plot.newest_run(PROJECT / "results", "RegularizedLeNet5-seed0.pt"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -6,6 +6,7 @@ Prints the accuracy of the three models of a run (by default the newest in resul
 means of all its seeds. Takes a minute.
 """
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -21,34 +22,43 @@ from model import CustomMLP, LeNet5, RegularizedLeNet5
 SHIFTS = range(4)  # pixels
 
 
-def accuracy(model, images, labels):
-    """Return the accuracy (0 to 1) of a trained model on normalized images (N, 1, 28, 28)."""
+def shift(images, pixels):
+    """Return images, uint8 (N, 28, 28), moved to the right. What leaves them is lost."""
+    shifted = torch.zeros_like(images)
+    shifted[:, :, pixels:] = images[:, :, : 28 - pixels]
+    return shifted
+
+
+def accuracy(path, model, images, labels):
+    """Return the accuracy (0 to 1) of a model with the weights in a file on images, uint8 (N, 28, 28)."""
+    model.load_state_dict(torch.load(path, weights_only=True))
     model.eval()
     with torch.no_grad():
-        answers = model(images).argmax(dim=1)
+        answers = model(dataset.normalize(images)).argmax(dim=1)
     return (answers == labels).float().mean().item()
 
 
-def main(folder):
-    """Print the table."""
+def print_table(folder):
+    """Print the accuracies of the models of a run."""
     torch.set_num_threads(1)  # as main.py does
-    images, labels = dataset.MNIST(PROJECT / "data" / "test.tar")[:]
-    table = [["shifted by", *(f"{pixels} pixels" for pixels in SHIFTS)]]
+    test_set = dataset.MNIST(PROJECT / "data" / "test.tar")
+    table = [["model", "seeds", *(f"{pixels} pixels" for pixels in SHIFTS)]]
     for model_class in (LeNet5, CustomMLP, RegularizedLeNet5):
-        row = [model_class.__name__]
+        paths = list(folder.glob(f"{model_class.__name__}-seed*.pt"))
+        row = [model_class.__name__, str(len(paths))]
         for pixels in SHIFTS:
-            accuracies = []
-            for path in folder.glob(f"{model_class.__name__}-seed*.pt"):
-                model = model_class()
-                model.load_state_dict(torch.load(path, weights_only=True))
-                accuracies.append(accuracy(model, images.roll(pixels, dims=3), labels))
-            row.append(f"{sum(accuracies) / len(accuracies):.2%}")
+            images = shift(test_set.images, pixels)
+            accuracies = [accuracy(path, model_class(), images, test_set.labels) for path in paths]
+            row.append(f"{statistics.mean(accuracies):.2%}")
         table.append(row)
-    print(f"{folder}, {len(accuracies)} seeds", "", *plot.markdown(table), sep="\n")
+    print(f"{folder}, shifted by", "", *plot.markdown(table), sep="\n")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
-    else:
-        main(plot.newest_run(PROJECT / "results", "RegularizedLeNet5-seed0.pt"))
+    try:
+        if len(sys.argv) > 1:
+            print_table(Path(sys.argv[1]))
+        else:
+            print_table(plot.newest_run(PROJECT / "results", "RegularizedLeNet5-seed0.pt"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

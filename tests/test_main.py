@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from dataclasses import dataclass, replace
 from functools import partial
@@ -191,6 +192,54 @@ def test_what_cannot_be_asked_is_named(monkeypatch, finished, capsys):
     assert main.ask([digit]) == 2
     assert "nothing" in capsys.readouterr().err
     (finished[0] / "results" / "my_digits.png").unlink()
+
+
+def cut_short(folder):
+    path = folder / "CustomMLP-seed0.csv"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:2]), encoding="utf-8")
+
+
+def cut_weights(folder):
+    path = folder / "CustomMLP-seed0.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def break_weights(folder):
+    path = folder / "CustomMLP-seed0.pt"
+    weights = torch.load(path, weights_only=True)
+    weights["layers.1.weight"][0, 0] = float("nan")
+    torch.save(weights, path)
+
+
+def change_options(folder):
+    path = folder / "settings.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"model": "CustomMLP"', '"model": "AnotherMLP"'), encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [cut_short, cut_weights, break_weights, change_options])
+def test_a_model_that_cannot_answer_is_named_and_the_others_answer(
+    monkeypatch, finished, tmp_path, capsys, damage
+):
+    shutil.copytree(finished[0] / "results", tmp_path / "results")
+    monkeypatch.setattr(main, "RESULTS_DIR", str(tmp_path / "results"))
+    damage(tmp_path / "results" / "1")
+    assert main.ask([str(finished[0] / "data" / "my_digits" / "0.png")]) == 1
+    printed = capsys.readouterr()
+    (line,) = own_lines(printed.err)
+    assert "'CustomMLP'" in line
+    assert "RegularizedLeNet5" in printed.out and "CustomMLP" not in printed.out
+
+
+@pytest.mark.parametrize("name", ["settings.json", "LeNet5-seed0.csv", "code/model.py"])
+def test_a_damaged_file_of_the_run_that_is_asked_is_named(monkeypatch, finished, tmp_path, capsys, name):
+    shutil.copytree(finished[0] / "results", tmp_path / "results")
+    monkeypatch.setattr(main, "RESULTS_DIR", str(tmp_path / "results"))
+    (tmp_path / "results" / "1" / name).write_text("a, (\n1\n", encoding="utf-8")
+    assert main.ask([str(finished[0] / "data" / "my_digits" / "0.png")]) == 2
+    (line,) = own_lines(capsys.readouterr().err)
+    assert Path(name).name in line
 
 
 def test_plot_rebuilds_all_that_a_run_made(finished, results, monkeypatch):
@@ -857,3 +906,9 @@ def test_images_show_what_each_experiment_with_a_transform_trains_on(results, tr
     change = np.abs(versions.astype(int) - arrays["originals"]).mean()
     assert 2 < change < 40  # moved, and still the same digits
     assert not np.array_equal(versions[0], versions[1])
+
+
+def test_eight_images_are_shown_whatever_the_size_of_a_batch(monkeypatch, train_set):
+    rows = {f"{size}": Experiment(CustomMLP, 0.01, transform=abs, batch_size=size) for size in (4, 32)}
+    monkeypatch.setattr(main, "EXPERIMENTS", rows)
+    assert main.sample_images(train_set)["versions"].shape == (2, 4, 8, 28, 28)
