@@ -905,7 +905,15 @@ def mark_guessing(axes, value):
     highest = max((max(line.get_ydata(), default=0) for line in axes.lines), default=0)
     if highest > 0.8 * value:
         axes.axhline(value, color="gray", linestyle=":", linewidth=1)
-        axes.annotate("guessing", (1, value), xycoords=("axes fraction", "data"), ha="right", fontsize=7)
+        axes.annotate(
+            "guessing",
+            (1, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+        )
 
 
 # Images ---------------------------------------------------------------------------------------------

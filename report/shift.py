@@ -42,7 +42,7 @@ def print_table(folder):
     """Print the accuracies of the models of a run."""
     torch.set_num_threads(1)  # as main.py does
     test_set = dataset.MNIST(PROJECT / "data" / "test.tar")
-    table = [["model", "seeds", *(f"{pixels} pixels" for pixels in SHIFTS)]]
+    table = [["model", "seeds", *map(str, SHIFTS)]]
     for model_class in (LeNet5, CustomMLP, RegularizedLeNet5):
         paths = list(folder.glob(f"{model_class.__name__}-seed*.pt"))
         row = [model_class.__name__, str(len(paths))]
@@ -51,7 +51,7 @@ def print_table(folder):
             accuracies = [accuracy(path, model_class(), images, test_set.labels) for path in paths]
             row.append(f"{statistics.mean(accuracies):.2%}")
         table.append(row)
-    print(f"{folder}, shifted by", "", *plot.markdown(table), sep="\n")
+    print(f"{folder}, shifted by so many pixels", "", *plot.markdown(table), sep="\n")
 
 
 if __name__ == "__main__":
