@@ -804,7 +804,10 @@ FAINT = 0.3  # fraction of full ink: the blurred edge of a stroke holds less
 
 def crop(ink):
     """Return ink without the faint rows and columns around it."""
-    top, left, bottom, right = box_around(ink > FAINT)
+    strokes = ink > FAINT
+    if not strokes.any():
+        raise ValueError("shows no digit: its ink is too pale")
+    top, left, bottom, right = box_around(strokes)
     return ink[top:bottom, left:right]
 
 

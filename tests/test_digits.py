@@ -301,6 +301,11 @@ def test_what_is_no_digit_is_an_error_that_names_the_file(tmp_path, picture):
     assert str(tmp_path / "digit.png") in str(error.value)
 
 
+def test_ink_that_is_too_pale_is_no_digit():
+    with pytest.raises(ValueError):
+        dataset.crop(np.full((9, 9), 0.2))
+
+
 def test_read_digits_names_and_passes_over_what_is_no_digit(tmp_path, test_set, capsys):
     assert dataset.pictures_in(tmp_path / "nowhere") == [] and dataset.read_digits([]) == {}
     for index, name in enumerate(("b.png", "a.png")):
