@@ -230,8 +230,8 @@ def test_99_and_99_2_percent_are_far_apart_though_another_curve_lies_at_11(folde
     accuracy = figure.axes[2]
     low, high = (accuracy.transData.transform((3, error))[1] for error in (1.0, 0.8))
     assert (high - low) / accuracy.bbox.height > 0.03
-    labels = [text.get_text() for text in accuracy.get_yticklabels()]
-    assert len([label for label in labels if 90 <= float(label) <= 99]) >= 3
+    errors = accuracy.get_yticks()  # locators may add some that lie outside
+    assert len([error for error in errors if 1 <= error <= 10]) >= 3
 
 
 def test_curves_near_to_each_other_get_ticks_of_their_own(tmp_path):
