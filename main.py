@@ -1,46 +1,37 @@
 """Train LeNet-5, an MLP of the same size and a regularized LeNet-5 on MNIST and compare them.
 
-    python main.py
+    python main.py              a line per epoch, a table and curves, in a new folder: results/1, 2, ...
+    python main.py photo.jpg    which digit do the models of the newest run see in this picture?
 
-prints a line per epoch, then a table, and draws the curves. Every run gets its own folder: results/1,
-results/2, ... Edit the constants below and run it again: it says and draws what your edit did.
-
-    python main.py photo.jpg ...
-
-asks the models of the newest finished run which digits these pictures show.
+Edit the settings below and run it again: it says and draws what your edit did.
 """
 
 import copy
 import csv
-import gc
-import inspect
 import json
-import multiprocessing.connection
-import os
+import multiprocessing
 import pickle
-import platform
+import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-# A spawned process of a training imports all this anew. Ctrl-C meanwhile is for its parent.
-if __name__ == "__mp_main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 import dataset
 import plot
-from dataset import Augmentation
+from dataset import Augmentation, UserError
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
 # What is trained, and how ---------------------------------------------------------------------------
@@ -50,11 +41,11 @@ BATCH_SIZE = 32  # images per step; 16 to 256; larger batches need a larger lear
 MOMENTUM = 0.9  # fraction of the last step that is added to the next; 0 to 0.99
 SEEDS = (0,)  # each experiment is trained once per seed; (0, 1, 2) shows how much is random
 DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA), "mps" (Apple); a run on "cpu" can be repeated exactly
-VALIDATION_IMAGES = 0  # 0: validate on the test images; 10_000: on the last 10,000 training images
-WORKERS = None  # trainings at the same time, each on its own core; None: one per core, 1 on a GPU
+VALIDATION_IMAGES = 0  # 0: test images after each epoch; 10_000: the last 10,000 training images instead
+WORKERS = None  # trainings at the same time, each on its own core; None: one per core; a GPU has one
 AUGMENTATION = Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)  # random changes to the images
 BASELINE = "LeNet5"  # the tables state the gain over this experiment
-DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to it if both are missing
+DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to "data" if both are missing
 RESULTS_DIR = "results"  # each run makes a new folder in it; plot.py takes numbers for this one only
 DIGITS_DIR = "data/my_digits"  # pictures of your own digits; the trained models classify them
 
@@ -63,34 +54,34 @@ DIGITS_DIR = "data/my_digits"  # pictures of your own digits; the trained models
 class Experiment:
     """What is trained, and how. A row of EXPERIMENTS states only what differs from the defaults."""
 
-    model: type  # a class that maps images (B, 1, 28, 28) to logits (B, 10), such as those in model.py
+    name: str  # in tables, pictures and the names of files
+    model: Callable[..., nn.Module]  # a class that maps images (B, 1, 28, 28) to logits (B, 10), see model.py
     learning_rate: float  # peak of the schedule; 0.005 to 0.1 for SGD, a tenth for Adam; too high: explodes
     options: dict = field(default_factory=dict)  # arguments of the model
-    transform: object = None  # changes the training images, batch by batch, such as AUGMENTATION
-    loss: object = nn.CrossEntropyLoss()  # what training minimizes; validation reports cross-entropy
+    transform: Callable | None = None  # changes the training images, batch by batch, such as AUGMENTATION
+    loss: Callable = nn.CrossEntropyLoss()  # what training minimizes; testing reports cross-entropy
     # SGD with MOMENTUM, or a class of torch.optim such as torch.optim.AdamW, which has its own defaults.
-    optimizer: object = partial(torch.optim.SGD, momentum=MOMENTUM)
+    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.SGD, momentum=MOMENTUM)
     optimizer_options: dict = field(default_factory=dict)  # further arguments, such as weight_decay
     batch_size: int = BATCH_SIZE
     epochs: int = EPOCHS
     device: str = DEVICE
 
 
-EXPERIMENTS = {  # the names appear in plots and file names
-    "LeNet5": Experiment(LeNet5, learning_rate=0.02),
-    "CustomMLP": Experiment(CustomMLP, learning_rate=0.01),
-    "RegularizedLeNet5": Experiment(
+EXPERIMENTS = [
+    Experiment("LeNet5", LeNet5, learning_rate=0.02),
+    Experiment("CustomMLP", CustomMLP, learning_rate=0.01),
+    Experiment(
+        "RegularizedLeNet5",
         RegularizedLeNet5,
         learning_rate=0.05,
         transform=AUGMENTATION,
         optimizer_options={"weight_decay": 2e-4},  # pulls the weights towards 0 in each step
     ),
-}
+]
 
-
-class UserError(ValueError):
-    """Says what is wrong and what to do, in words for the person at the shell."""
-
+PROJECT = Path(__file__).resolve().parent  # relative folders are those in it
+CORES = torch.get_num_threads()  # as many threads as torch would use
 
 # How a model learns ---------------------------------------------------------------------------------
 
@@ -105,13 +96,14 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
     criterion: maps logits (B, 10) and labels to the average loss, such as nn.CrossEntropyLoss().
     scheduler: makes a step after each batch; None leaves the learning rate alone.
 
-    Raises UserError if the loader is empty or the loss is not finite.
+    Raises UserError if logits or labels have another form, or if the loss is not finite.
     """
     model.train()
     total_loss = correct = count = 0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
         logits = model(images)
+        check_form(logits, labels)
         loss = criterion(logits, labels)
         optimizer.zero_grad()
         loss.backward()
@@ -128,25 +120,37 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
 
 @torch.no_grad()
 def test(model, loader, device, criterion):
-    """Return the average loss per image and the accuracy (0 to 1), with dropout off."""
+    """Return the average loss per image and the accuracy (0 to 1), with dropout off. Raises UserError
+    as `train` does."""
     model.eval()
     total_loss = correct = count = 0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
         logits = model(images)
+        check_form(logits, labels)
         total_loss += criterion(logits, labels) * len(labels)
         correct += (logits.argmax(dim=1) == labels).sum()
         count += len(labels)
     return average(total_loss, correct, count)
 
 
+def check_form(logits, labels):
+    """Raise UserError unless there is a row of logits (B, 10) for each label (B,). Other forms may give a
+    wrong accuracy without an error."""
+    if not isinstance(logits, torch.Tensor):
+        raise UserError(f"the model must return logits, a tensor (B, 10), not a {type(logits).__name__}")
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        forms = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise UserError(f"logits and labels must have the shapes (B, 10) and (B,), not {forms}")
+
+
 def average(total_loss, correct, count):
-    """Return the loss per image and the accuracy. Raises UserError if there was no image, or if the loss is
-    not finite."""
-    if count == 0:
-        raise UserError("the loader has no batch")
+    """Return the loss per image and the accuracy. Raises UserError if the loss is not finite."""
     if not total_loss.isfinite():
-        raise UserError("the loss exploded: try a lower learning_rate")
+        raise UserError(
+            "the loss is not finite: try a lower learning_rate, or another loss (NLLLoss, for example, "
+            "expects a log_softmax at the end of the model)"
+        )
     return total_loss.item() / count, correct.item() / count
 
 
@@ -166,7 +170,10 @@ def build(experiment, train_set):
     # The learning rate rises for 30% of the steps, then falls to almost 0: large steps
     # first, fine tuning last (Smith, Topin 2018, "Super-Convergence").
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, experiment.learning_rate, experiment.epochs * len(loader), cycle_momentum=False
+        optimizer,
+        max_lr=[float(group["lr"]) for group in optimizer.param_groups],
+        total_steps=experiment.epochs * len(loader),
+        cycle_momentum=False,
     )
     return loader, model, optimizer, scheduler
 
@@ -175,42 +182,44 @@ def build(experiment, train_set):
 
 
 @dataclass(frozen=True)
-class Training:
-    """One experiment with one seed, and all that its process needs to know."""
+class Images:
+    """What all trainings share."""
 
-    name: str  # of the experiment
-    experiment: Experiment
-    seed: int
     train_set: dataset.MNIST
     test_set: dataset.MNIST
-    digits: dict  # see dataset.read_digits
-    folder: Path  # of the run
-
-    def path(self, ending):
-        """Return the path of one of its files."""
-        return self.folder / f"{self.name}-seed{self.seed}{ending}"
+    digits: dict  # your own, see dataset.read_digits
 
 
-def run_training(training):
+PROGRESS = (  # a line after each epoch
+    "{name:<22}  {seed:>4}  {epoch:>4}/{epochs:<2}  {train_loss:>14.4f}  {train_accuracy:>8.2%}  "
+    "{val_loss:>16.4f}  {val_accuracy:>8.2%}  {seconds:>7.1f}"
+)
+
+
+def run_training(experiment, images, seed, folder, dry_run=False):
     """Train one experiment with one seed. Each finished epoch adds a row to <name>-seed<seed>.csv and
-    saves the weights in <name>-seed<seed>.pt. At the end, the outputs for all validation images go to
-    <name>-seed<seed>.npz, and those of all layers for one digit to <name>-seed<seed>.layers.npz."""
-    experiment = training.experiment
+    saves the weights in <name>-seed<seed>.pt. At the end, all that tables and pictures show of the training
+    goes to <name>-seed<seed>.npz.
+
+    dry_run: train for one epoch only and print nothing.
+    """
+    experiment = copy.deepcopy(experiment)  # a loss may count its calls: no training inherits from another
+    path = folder / f"{experiment.name}-seed{seed}"
     device = experiment.device
-    torch.manual_seed(training.seed)  # decides initial weights, order of images, dropout, augmentation
-    train_loader, model, optimizer, scheduler = build(experiment, training.train_set)
-    test_loader = dataset.batches(training.test_set, 1000)  # without gradients, larger batches are faster
-    rates = []
+    set_seed(seed)
+    train_loader, model, optimizer, scheduler = build(experiment, images.train_set)
+    test_loader = dataset.batches(images.test_set, 1000)  # without gradients, larger batches are faster
+    learning_rates = []
 
-    def note_rate(optimizer, args, kwargs):
-        rates.append(optimizer.param_groups[0]["lr"])
+    def note_learning_rate(optimizer, args, kwargs):
+        learning_rates.append(float(optimizer.param_groups[0]["lr"]))
 
-    optimizer.register_step_pre_hook(note_rate)  # before each step: the rate that this step uses
-
-    for epoch in range(1, experiment.epochs + 1):
+    optimizer.register_step_pre_hook(note_learning_rate)
+    epochs = 1 if dry_run else experiment.epochs
+    for epoch in range(1, epochs + 1):
         start = time.perf_counter()
         train_loss, train_accuracy = train(model, train_loader, device, experiment.loss, optimizer, scheduler)
-        refresh_batch_norm(model, training.train_set, experiment)
+        refresh_batch_norm(model, images.train_set, experiment)
         val_loss, val_accuracy = test(model, test_loader, device, nn.CrossEntropyLoss())
         figures = {
             "epoch": epoch,
@@ -219,45 +228,55 @@ def run_training(training):
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "seconds": time.perf_counter() - start,
-            "learning_rate": scheduler.get_last_lr()[0],
+            "learning_rate": float(scheduler.get_last_lr()[0]),
         }
-        add_row(training.path(".csv"), figures)
-        save_weights(training.path(".pt"), model)
-        say(plot.progress(training.name, training.seed, experiment.epochs, figures))
-    save_outputs(training, model, rates)
-    save_layers(training, model)
+        add_row(f"{path}.csv", figures)
+        weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        save_whole(f"{path}.pt", partial(torch.save, weights))
+        if not dry_run:
+            line = PROGRESS.format(name=experiment.name, seed=seed, epochs=experiment.epochs, **figures)
+            print(line, flush=True)
+    record = {"learning_rates": np.array(learning_rates, dtype=np.float32)}
+    record |= answers(model, images, device)
+    record |= layer_outputs(model, images, device)
+    record |= samples(experiment, images.train_set)
+    save_whole(f"{path}.npz", lambda file: np.savez(file, **record))
+
+
+def set_seed(seed):
+    """Decide all random numbers: initial weights, order of images, dropout, augmentation."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def refresh_batch_norm(model, train_set, experiment):
     """Compute the running averages of batch norm anew from 10,000 training images, if the model has any.
 
     During training, batch norm has averaged the last, augmented batches. Averages of many
-    unaugmented images fit the validation images better. (`update_bn` leaves dropout on.)
+    unaugmented images fit the test images better. (`update_bn` leaves dropout on.)
     """
     images = train_set.subset(slice(10_000))
     batch_size = min(experiment.batch_size, 1000)  # several batches, however large those of training
-    update_bn(dataset.batches(images, batch_size, drop_last=True), model, experiment.device)
+    loader = dataset.batches(images, batch_size, drop_last=True)
+    torch.optim.swa_utils.update_bn(loader, model, experiment.device)
 
 
 @torch.no_grad()
 def predict(model, images, device):
-    """Return the logits (N, 10) of images, uint8 (N, 28, 28), with dropout off."""
+    """Return the logits, float32 (N, 10), of images, uint8 (N, 28, 28), with dropout off."""
     model.eval()
     logits = []
     for batch in images.split(1000):
-        logits.append(model(dataset.normalize(batch).to(device)).cpu())
+        logits.append(model(dataset.normalize(batch).to(device)).float().cpu())
     return torch.cat(logits)
-
-
-# What a training leaves in the folder of its run ----------------------------------------------------
 
 
 def add_row(path, figures):
     """Add a row to a CSV file. A new file begins with the names of the columns."""
-    is_new = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, figures, lineterminator="\n")
-        if is_new:
+        if file.tell() == 0:
             writer.writeheader()
         writer.writerow({name: f"{value:.6g}" for name, value in figures.items()})
 
@@ -273,598 +292,493 @@ def save_whole(path, write):
         unfinished.unlink(missing_ok=True)
 
 
-def save_weights(path, model):
-    """Write the weights of a model in place of those of the epoch before."""
-    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    save_whole(path, lambda file: torch.save(weights, file))
+# What tables and pictures show of a training --------------------------------------------------------
 
 
-def save_outputs(training, model, learning_rates):
-    """Write what the pictures show of a training: logits (N, 10) and labels (N,) of the validation images,
-    the misclassified images, the learning rate of each step, digit_logits (M, 10) of your own digits."""
-    device = training.experiment.device
-    images = training.test_set.images
-    labels = training.test_set.labels
-    logits = predict(model, images, device)
-    arrays = {
+def answers(model, images, device):
+    """Return a dict of arrays: logits (N, 10), labels (N,) and mistakes, uint8 (M, 28, 28), of the test
+    images, and your own digits with their logits, if there are any."""
+    test_set = images.test_set
+    logits = predict(model, test_set.images, device)
+    record = {
         "logits": logits,
-        "labels": labels,
-        "mistakes": images[logits.argmax(dim=1) != labels],
-        "learning_rates": np.array(learning_rates, dtype=np.float32),
+        "labels": test_set.labels,
+        "mistakes": test_set.images[logits.argmax(dim=1) != test_set.labels],
     }
-    if training.digits:
-        digits = torch.from_numpy(training.digits["images"])
-        arrays["digit_logits"] = predict(model, digits, device)
-    save_whole(training.path(".npz"), lambda file: np.savez(file, **arrays))
+    if images.digits:
+        record |= {f"digit_{name}": array for name, array in images.digits.items()}
+        record["digit_logits"] = predict(model, torch.from_numpy(images.digits["images"]), device)
+    return record
 
 
-@torch.no_grad()
-def trace(model, image):
-    """Send one image (1, 1, 28, 28) through a model, with dropout off. Return the logits (1, 10) and a dict
-    for each layer, in the order of use: its name, kind, number of parameters, the shape of its output
-    without the batch, the module and the values of its output."""
-    layers = []
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Identity):  # stands for a layer that is left out
+def layer_outputs(model, images, device):
+    """Return a dict of arrays: one digit, the first of your own or else the first test image, its logits (10,),
+    and the name, kind, number of parameters and output of each layer, in the order of use."""
+    image = torch.as_tensor(images.digits.get("images", images.test_set.images))[:1]
+    used = []
+
+    def note_output(module, inputs, output):
+        if isinstance(output, tuple):
+            output = output[0]  # of an LSTM, the rest is its state
+        if isinstance(output, torch.Tensor) and output.dim() > 0:
+            used.append((module, output[0].float().cpu().clone()))  # the next layer may work in place
+
+    model = getattr(model, "_orig_mod", model)  # a compiled model hides its layers
+    with nn.modules.module.register_module_forward_hook(note_output):
+        logits = predict(model, image, device)
+    record = {"input": image[0], "input_logits": logits[0]}
+    module_names = {module: name for name, module in model.named_modules()}
+    record |= {"layer_names": [], "layer_kinds": [], "layer_parameters": []}
+    counted = set()
+    for module, output in used:
+        own_parameters = list(module.parameters(recurse=False))
+        is_container = list(module.children()) and not own_parameters
+        if is_container or isinstance(module, nn.Identity):  # which stands for a layer that is left out
             continue
-        is_leaf = not list(module.children())
-        if is_leaf or list(module.parameters(recurse=False)):
-            hooks.append(module.register_forward_hook(partial(note_layer, layers, name)))
-    model.eval()
-    logits = model(image)
-    for hook in hooks:
-        hook.remove()
-    return logits, layers
+        if isinstance(module, nn.Conv2d) and not counted:
+            record["filters"] = module.weight[:, 0].detach().float().cpu()
+        if module in counted:
+            own_parameters = []
+        counted.add(module)
+        record[f"output_{len(record['layer_names'])}"] = output
+        record["layer_names"].append(module_names.get(module) or "(model)")
+        record["layer_kinds"].append(type(module).__name__)
+        record["layer_parameters"].append(sum(parameter.numel() for parameter in own_parameters))
+    return record
 
 
-def note_layer(layers, name, module, inputs, output):
-    """Add a layer to a list when an image has passed through it. A hook, see `trace`."""
-    if isinstance(output, tuple):
-        output = output[0]  # of an LSTM, the rest is its state
-    if not isinstance(output, torch.Tensor):
-        return
-    parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-    if any(layer["module"] is module for layer in layers):
-        parameters = 0  # counted where the layer is used first
-    layers.append(
-        {
-            "name": name or "(model)",
-            "kind": type(module).__name__,
-            "output": list(output.shape[1:]),
-            "parameters": parameters,
-            "module": module,
-            "values": output.clone(),  # the next layer may work in place
-        }
+def samples(experiment, train_set):
+    """Return a dict of arrays: the first eight training images, uint8 (8, 28, 28), and four versions of them,
+    uint8 (4, 8, 28, 28), as the transform of the experiment makes them, if it has one."""
+    batch = train_set.subset(slice(experiment.batch_size))
+    record = {"originals": batch.images[:8]}
+    if experiment.transform is not None:
+        batch.to(experiment.device)
+        batch.transform = experiment.transform
+        versions = [dataset.denormalize(batch[:][0][:8]).cpu() for _ in range(4)]
+        record["versions"] = torch.stack(versions)
+    return record
+
+
+# A dry run ------------------------------------------------------------------------------------------
+
+
+def dry_run(experiment, images):
+    """Do all that a training does, to its end, with one batch of images. So a mistake shows before the real
+    work. Return a dict: the number of `parameters`, roughly how many `seconds` a training takes, and
+    `warnings`."""
+    check_row(experiment)
+    few = Images(
+        train_set=images.train_set.subset(slice(experiment.batch_size)),
+        test_set=images.test_set.subset(slice(100)),
+        digits=images.digits,
     )
+    with tempfile.TemporaryDirectory() as folder:
+        run_training(experiment, few, 0, Path(folder), dry_run=True)
+        path = Path(folder) / f"{experiment.name}-seed0"
+        weights = torch.load(f"{path}.pt", weights_only=True)
+        with np.load(f"{path}.npz") as record:
+            logits = torch.from_numpy(record["logits"])
+    experiment = copy.deepcopy(experiment)
+    device = experiment.device
+    loader, model, optimizer, scheduler = build(experiment, images.train_set)
+    model.load_state_dict(weights)
+    restored_logits = predict(model, few.test_set.images, device)
+    single_logits = predict(model, few.test_set.images[:1], device)
+    if single_logits.shape != (1, 10):
+        shape = tuple(single_logits.shape)
+        raise UserError(f"the model must return logits of the shape (1, 10) for an image, not {shape}")
+    for count, batch in enumerate(loader):
+        train(model, [batch], device, experiment.loss, optimizer, scheduler)
+        if count == 0:  # the first batch takes longer
+            start = time.perf_counter()
+        elif count == 10 or time.perf_counter() - start > 2:
+            break
+    seconds = (time.perf_counter() - start) / max(count, 1)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": seconds * len(loader) * experiment.epochs,
+        "warnings": warnings_about(experiment, logits, restored_logits),
+    }
 
 
-@torch.no_grad()
-def save_layers(training, model):
-    """Write the outputs, maps (C, H, W) or numbers (N,), of the layers with weights for one digit: the first
-    of your own, else the first validation image. Before the first of them, the filters of a convolution."""
-    images = training.test_set.images
-    if training.digits:
-        images = torch.from_numpy(training.digits["images"])
-    image = images[:1]
-    logits, layers = trace(model, dataset.normalize(image).to(training.experiment.device))
-    arrays = {"input": image}
-    for layer in layers:
-        weights = getattr(layer["module"], "weight", None)
-        output = layer["values"][0].cpu()
-        if weights is None or weights.dim() < 2 or output.dim() not in (1, 3):
-            continue
-        is_first = list(arrays) == ["input"]
-        is_convolution = weights.dim() == 4
-        if is_first and is_convolution:
-            arrays["filters"] = weights[:, 0].cpu()
-        name = f"layer {layer['name']}"
-        while name in arrays:  # used more than once
-            name += "'"
-        arrays[name] = output
-    arrays["probabilities"] = logits[0].softmax(dim=0).cpu()
-    save_whole(training.path(".layers.npz"), lambda file: np.savez(file, **arrays))
+def check_row(experiment):
+    """Raise UserError if a class stands for an object, or an object for a class."""
+    if isinstance(experiment.model, nn.Module):
+        kind = type(experiment.model).__name__
+        raise UserError(f"each seed needs a new model, so name its class: {kind}, not {kind}(...)")
+    for setting in ("transform", "loss"):
+        value = getattr(experiment, setting)
+        if isinstance(value, type):
+            kind = value.__name__
+            raise UserError(f"{setting}={kind} is a class: write {setting}={kind}(...)")
+
+
+def warnings_about(experiment, logits, restored_logits):
+    """Return warnings about a model, given its logits (N, 10) and those of another one with its weights."""
+    warnings = []
+    if not torch.allclose(logits, restored_logits, atol=1e-3):
+        warnings.append(
+            "the same weights do not give the same answers. Either the model is random even when it is "
+            "evaluated (F.dropout needs training=self.training), or some layers are in a list or dict, where "
+            "PyTorch does not find them (use nn.ModuleList or nn.ModuleDict)."
+        )
+    if logits.min() >= 0 and logits.max() <= 1:
+        warning = "the model returns numbers between 0 and 1, as after a softmax, where logits are expected. "
+        if isinstance(experiment.loss, nn.CrossEntropyLoss):
+            warning += "The loss applies a softmax itself, and the model learns better without its own."
+        else:
+            warning += "So val_loss and the confidences in the pictures are not what they say."
+        warnings.append(warning)
+    return warnings
 
 
 # Several trainings at the same time -----------------------------------------------------------------
 
 
-def run_trainings(trainings, workers):
-    """Run all trainings and return whether all finished.
-
-    With one worker, they run here, one after the other. With more, each runs in a process of its
-    own, which writes its own files. If one fails or dies, the others go on.
-    """
-    if workers == 1:
-        finished = [attempt(training) for training in trainings]  # a list: a failure must not end the loop
-        return all(finished)
-    context = multiprocessing.get_context("fork" if can_fork() else "spawn")
-    gc.freeze()  # else the garbage collector of each process would copy what they share
-    waiting = list(trainings)
-    running = {}  # {sentinel: (process, training)}; a sentinel is what `wait` can wait for
-    all_finished = True
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                training = waiting.pop(0)
-                process = context.Process(target=run_in_process, args=(training,), daemon=True)
-                with signals_held_back():  # a process that is not in `running` would not be ended
-                    process.start()
-                    running[process.sentinel] = process, training
-            for sentinel in multiprocessing.connection.wait(running):
-                process, training = running.pop(sentinel)
-                process.join()
-                if process.exitcode != 0:
-                    all_finished = False
-                if process.exitcode not in (0, 1):  # 1: it has said why
-                    where = f"{training.name}, seed {training.seed}"
-                    say(f"error: {where}: its process died, code {process.exitcode}", sys.stderr)
-    finally:
-        for process, _ in running.values():
-            process.kill()
-            process.join()
-    return all_finished
-
-
-def can_fork():
-    """Whether processes are forks, which start at once, with everything loaded. A fork would lose the threads
-    that torch keeps for a GPU. There, and where forks are not safe, a new interpreter imports everything."""
-    return sys.platform == "linux" and available_devices() == ["cpu"]
+shared = {}  # the experiments, by name, and the images, in each process that trains
 
 
 @contextmanager
-def signals_held_back():
-    """Deliver Ctrl-C and SIGTERM only when the block has ended."""
-    received = []
-    handlers = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handlers[number] = signal.signal(number, lambda number, frame: received.append(number))
+def worker_pool(workers, images):
+    """Provide a pool of processes in which trainings run; None, if one worker is enough. However the block
+    ends, no process is left."""
+    experiments = {experiment.name: experiment for experiment in EXPERIMENTS}
+    shared.update(experiments=experiments, images=images)
+    if workers == 1:
+        yield None
+        return
+    # A fork starts at once, with everything loaded, but only on Linux is it safe with PyTorch. Elsewhere, a
+    # new interpreter imports everything anew and gets a copy of the rest.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    if sys.platform != "linux":
+        check_can_be_copied()
+    pool = ProcessPoolExecutor(workers, context, start_worker, (experiments, images))
     try:
-        yield
+        yield pool
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    for number in received:
-        signal.raise_signal(number)
+        with signals_ignored():
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            pool.shutdown()
 
 
-def run_in_process(training):
-    """Run a training in a process of its own, which ends when its parent does, even if killed."""
+def check_can_be_copied():
+    """Raise UserError if a row can't be sent to another process."""
+    for experiment in EXPERIMENTS:
+        try:
+            pickle.dumps(experiment)
+        except Exception as error:  # pickle raises many kinds
+            raise UserError(
+                f"{row_of(experiment)}: it can't be copied to another process. Use functions made with def, "
+                "not lambda, or set WORKERS = 1"
+            ) from error
+
+
+def start_worker(experiments, images):
+    """Prepare a process of the pool."""
+    shared.update(experiments=experiments, images=images)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     plot.prepare_output()
     threading.Thread(target=end_with_parent, daemon=True).start()
-    sys.exit(0 if attempt(training) else 1)
 
 
 def end_with_parent():
-    """Wait until the parent process has ended, then end this one."""
+    """Wait until the parent process has ended, even if it was killed, then end this one."""
     multiprocessing.parent_process().join()
-    os._exit(1)
+    signal.raise_signal(signal.SIGTERM)
 
 
-def attempt(training):
-    """Run a training. Return whether it finished; say why if it did not."""
+@contextmanager
+def signals_ignored():
+    """Ignore Ctrl-C and SIGTERM in a block, also in the processes that it starts."""
+    handlers = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handlers[number] = signal.signal(number, signal.SIG_IGN)
     try:
-        run_training(training)
-        return True
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def outcomes(pool, function, jobs):
+    """Call a function for many jobs: in a pool, several at a time, or here, one after the other. Yield each
+    job with its outcome, in the order in which they finish.
+
+    jobs: tuples of the name of an experiment and further arguments.
+    """
+    if pool is None:
+        for job in jobs:
+            yield job, outcome(function, *job)
+        return
+    with signals_ignored():
+        futures = {pool.submit(outcome, function, *job): job for job in jobs}
+    while futures:
+        # On Windows, Ctrl-C is noticed only between two waits.
+        finished, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
+        for future in finished:
+            yield futures.pop(future), future.result()
+
+
+def outcome(function, name, *arguments):
+    """Call a function for an experiment. Return what it returns, or a UserError that says why it failed."""
+    try:
+        return function(shared["experiments"][name], shared["images"], *arguments)
     except Exception as error:  # a user's own model may raise anything
-        say(f"error: {training.name}, seed {training.seed}: {describe(error)}", sys.stderr)
-        return False
-
-
-# What is said to the person at the shell ------------------------------------------------------------
+        return UserError(describe(error))
 
 
 def describe(error):
     """Return an error as one line. If its message was not written for the person at the shell, add its
     type and the line of the project's code that led to it."""
-    text = " ".join(str(error).split())
-    if isinstance(error, (OSError, UserError, dataset.DataError, plot.RunError)):
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, (OSError, UserError)):
         return text
-    project = Path(__file__).parent
     own_lines = []
     for frame in traceback.extract_tb(error.__traceback__):
-        if Path(frame.filename).parent == project:
-            own_lines.append(f"{Path(frame.filename).name}, line {frame.lineno}: {frame.line}")
+        path = Path(frame.filename).resolve()
+        if path.parent == PROJECT:
+            own_lines.append(f"{path.name}, line {frame.lineno}: {frame.line}")
     return f"{type(error).__name__}: {text} ({own_lines[-1]})"
-
-
-lost_lines = []  # what could not be printed
-
-
-def say(text, file=None):
-    """Print a line at once. A closed pipe or a full disk costs the lines, not the training."""
-    file = file or sys.stdout
-    try:
-        print(f"{text}\n", end="", file=file, flush=True)  # one write keeps lines whole
-    except (OSError, ValueError):
-        lost_lines.append(text)
-        # What is still buffered must not fail again when the program ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        with suppress(OSError):  # not every stream is a file
-            os.dup2(nowhere, file.fileno())
 
 
 # A run, from its settings to its pictures -----------------------------------------------------------
 
 
-def usable_cores():
-    """Return how many cores this process may use: those that it is bound to, or fewer if it runs in a
-    container with a quota."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    limits = Path("/sys/fs/cgroup/cpu.max")  # such as "150000 100000": 1.5 cores; or "max 100000"
-    if limits.exists():
-        quota, period = limits.read_text(encoding="utf-8").split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
-
-
-def available_devices():
-    """Return the names of the devices on which this machine can train."""
-    devices = ["cpu"]
-    if torch.cuda.is_available():
-        devices.append("cuda")
-    if torch.backends.mps.is_available():
-        devices.append("mps")
-    return devices
-
-
-def check_constants():
-    """Raise UserError for a constant that would otherwise fail late, silently or in words that nobody
-    understands. Whether a row can be trained shows when it is rehearsed."""
-    if not isinstance(SEEDS, (tuple, list, range)) or len(SEEDS) == 0:
-        raise UserError(f"{SEEDS = } in main.py must be a tuple of whole numbers, such as (0, 1, 2)")
-    for seed in SEEDS:
-        if not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise UserError(f"{SEEDS = } in main.py: {seed!r} must be a whole number from 0")
-    if len(set(SEEDS)) < len(SEEDS):
-        raise UserError(f"{SEEDS = } in main.py: each seed can be trained once")
-    if not isinstance(EPOCHS, int) or EPOCHS < 1:
-        raise UserError(f"{EPOCHS = } in main.py must be a whole number from 1")
-    if not isinstance(MOMENTUM, (int, float)) or not 0 <= MOMENTUM < 1:
-        raise UserError(f"{MOMENTUM = } in main.py must be a number from 0 to below 1")
-    if DEVICE not in available_devices():
-        raise UserError(f"{DEVICE = } in main.py must be one of {available_devices()} on this machine")
-    if not isinstance(VALIDATION_IMAGES, int) or VALIDATION_IMAGES < 0:
-        raise UserError(f"{VALIDATION_IMAGES = } in main.py must be a whole number from 0")
-    if WORKERS is not None and (not isinstance(WORKERS, int) or WORKERS < 1):
-        raise UserError(f"{WORKERS = } in main.py must be None or a whole number from 1")
-    if not isinstance(EXPERIMENTS, dict) or not EXPERIMENTS:
-        raise UserError(f"{EXPERIMENTS = } in main.py must be a table of at least one row")
-    check_names()
-
-
-def check_names():
-    """Raise UserError for a name of an experiment that can't be the name of its files."""
-    taken = set(plot.PICTURES)
-    for name in EXPERIMENTS:
-        row = f"EXPERIMENTS[{name!r}] in main.py"
-        if not isinstance(name, str) or not name or not name.isprintable():
-            raise UserError(f"{row}: the name must be a string of printable characters")
-        for character in '/\\:*?"<>|':
-            if character in name:
-                raise UserError(f"{row}: the name of a file can't contain {character}")
-        if len(name.encode()) > 200:
-            raise UserError(f"{row}: the name is too long for a file")
-        if name.casefold() in taken:
-            raise UserError(f"{row}: another experiment or a picture of the run has this name")
-        taken.add(name.casefold())
-
-
-def rehearse(train_set):
-    """Train each experiment on a few batches, so that mistakes show before the real work.
-
-    Returns {name: facts about the experiment}, see `rehearse_experiment`. Raises UserError,
-    which names the row, if an experiment can't be trained.
-    """
-    rehearsed = {}
-    for name, experiment in EXPERIMENTS.items():
-        try:
-            rehearsed[name] = rehearse_experiment(experiment, train_set)
-        except Exception as error:
-            raise UserError(f"EXPERIMENTS[{name!r}] in main.py: {describe(error)}") from error
-        if rehearsed[name]["ends_in_softmax"]:
-            say(
-                f"warning: EXPERIMENTS[{name!r}] in main.py: the model ends in a softmax, and the loss "
-                "applies another one. It learns better without its own.",
-                sys.stderr,
-            )
-    return rehearsed
-
-
-def rehearse_experiment(experiment, train_set):
-    """Return a dict: the number of `parameters`, the `layers`, roughly how many `seconds` a training
-    takes, and whether the model `ends_in_softmax`."""
-    check_portable(experiment)
-    few = train_set.subset(slice(10 * experiment.batch_size))  # ten batches: enough for a rough duration
-    for _ in range(2):  # the first time takes longer
-        loader, model, optimizer, scheduler = build(experiment, few)
-        start = time.perf_counter()
-        train(model, loader, experiment.device, experiment.loss, optimizer, scheduler)
-        seconds = time.perf_counter() - start
-    image, _ = few[:1]  # a model that squeezes its output fails only for a single image
-    logits, layers = trace(model, image.to(experiment.device))
-    if logits.shape != (1, 10):
-        raise UserError(f"the model must return logits (1, 10) for an image, not {tuple(logits.shape)}")
-    for layer in layers:
-        del layer["module"], layer["values"]
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "layers": layers,
-        "seconds": seconds / len(few) * len(train_set) * experiment.epochs,
-        "ends_in_softmax": logits.min() >= 0 and abs(logits.sum() - 1) < 1e-4,
-    }
-
-
-def check_portable(experiment):
-    """Raise UserError if a row can't be sent to a new interpreter, where trainings are not forks."""
-    if can_fork():
-        return
+def main():
+    """Train every experiment with every seed, then tabulate and plot. Return the exit code: 0, 1 if a
+    training or a picture failed, 2 if the run could not start, 130 if interrupted."""
+    # In models this small, threads mostly wait for each other; their number would change the last digits.
+    torch.set_num_threads(1)
+    folder = None
+    exit_code = 0
     try:
-        pickle.dumps(experiment)
-    except Exception as error:  # pickle raises many kinds
-        raise UserError("it must reach another process: use functions made with def, not lambda") from error
+        code = {path.name: path.read_bytes() for path in PROJECT.glob("*.py")}  # before anybody edits it
+        check_settings()
+        print(f"Reading the images in {DATA_DIR} ...", flush=True)
+        train_set, test_set, data = dataset.load_data(DATA_DIR, VALIDATION_IMAGES)
+        digits = dataset.read_digits(dataset.pictures_in(in_project(DIGITS_DIR)))
+        workers = choose_workers()
+        with worker_pool(workers, Images(train_set, test_set, digits)) as pool:
+            facts = try_experiments(pool)
+            folder = start_run(code, data, facts)
+            print(opening(data, folder, facts, workers), flush=True)
+            if not run_trainings(pool, facts, folder):
+                exit_code = 1
+    except KeyboardInterrupt:
+        kept = f"the finished epochs are in {folder}" if folder else "nothing was trained"
+        print(f"interrupted; {kept}", file=sys.stderr)
+        exit_code = 130
+    except BrokenExecutor:
+        print("error: a process was killed; too little memory? Try WORKERS = 1", file=sys.stderr)
+        exit_code = 1 if folder else 2
+    except Exception as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
+        exit_code = 1 if folder else 2
+    if folder is None:
+        return exit_code
+    with signals_ignored() if exit_code == 130 else nullcontext():
+        try:
+            all_drawn = plot.show_run(folder)
+        except (OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            all_drawn = False
+    return exit_code or (0 if all_drawn else 1)
 
 
-def sample_images(train_set):
-    """Return a dict of arrays: eight `originals`, uint8 (8, 28, 28), the `names` (E,) of experiments with a
-    transform, and random `versions` (E, 4, 8, 28, 28) of the originals that it makes."""
-    torch.manual_seed(0)  # the same picture in every run with the same settings
-    names = []
-    versions = []
-    for name, experiment in EXPERIMENTS.items():
-        if experiment.transform is not None:
-            batch = train_set.subset(slice(max(8, experiment.batch_size)))  # as in training
-            batch.to(experiment.device)
-            batch.transform = experiment.transform
-            names.append(name)
-            versions.append([eight_images(batch) for _ in range(4)])
-    return {
-        "originals": train_set.images[:8],
-        "names": np.array(names, dtype=str),
-        "versions": np.array(versions),
-    }
+def check_settings():
+    """Raise an error for a setting that would be wrong without a word. Other mistakes show in the dry run of
+    each row, in the words of Python or PyTorch."""
+    if not EXPERIMENTS or not SEEDS:
+        raise UserError("main.py: EXPERIMENTS needs at least one row, and SEEDS at least one seed")
+    if len(set(SEEDS)) < len(SEEDS):
+        raise UserError(f"main.py: {SEEDS = } holds a seed twice")
+    for seed in SEEDS:
+        set_seed(seed)  # numpy says what can't be a seed
+    taken = set(plot.PICTURES)
+    for experiment in EXPERIMENTS:
+        row = row_of(experiment)
+        for character in experiment.name:
+            if character in '/\\:*?"<>|' or not character.isprintable():
+                raise UserError(f"{row}: the name of a file can't contain {character!r}")
+        if experiment.name.casefold() in taken:
+            raise UserError(f"{row}: another row or a picture of the run has this name")
+        taken.add(experiment.name.casefold())
 
 
-def eight_images(batch):
-    """Return the first images of a Dataset as its transform makes them now, uint8 (8, 28, 28)."""
-    images, _ = batch[:]
-    return dataset.denormalize(images[:8]).cpu().numpy()
+def row_of(experiment):
+    """Return how errors call a row."""
+    return f"EXPERIMENTS in main.py, row {experiment.name!r}"
 
 
-def own_code():
-    """Return {file name: source} of the four modules, as bytes, which can be copied as they are."""
-    code = {}
-    for name in ("main.py", "dataset.py", "model.py", "plot.py"):
-        code[name] = (Path(__file__).parent / name).read_bytes()
-    return code
+def in_project(folder):
+    """Return the path of a folder in the settings, whatever the current folder is."""
+    return PROJECT / Path(folder).expanduser()
 
 
-def start_run(code, data, digits, images, rehearsed):
+def choose_workers():
+    """Return how many trainings run at the same time."""
+    if any(str(experiment.device) != "cpu" for experiment in EXPERIMENTS):
+        return 1  # several would share the GPU
+    workers = CORES if WORKERS is None else WORKERS
+    return min(workers, len(EXPERIMENTS) * len(SEEDS))
+
+
+def try_experiments(pool):
+    """Return {name: what the dry run of the experiment has found}. Raises UserError, which names the row, if
+    one can't be trained."""
+    print("Trying each experiment on a few batches ...", flush=True)
+    jobs = [(experiment.name,) for experiment in EXPERIMENTS]
+    found = {name: result for (name,), result in outcomes(pool, dry_run, jobs)}
+    for experiment in EXPERIMENTS:
+        result = found[experiment.name]
+        if isinstance(result, UserError):
+            raise UserError(f"{row_of(experiment)}: {result}")
+        for warning in result["warnings"]:
+            print(f"warning: {row_of(experiment)}: {warning}", file=sys.stderr)
+    return {experiment.name: found[experiment.name] for experiment in EXPERIMENTS}
+
+
+def start_run(code, data, facts):
     """Make and return the folder of a new run, with what is known before the first training."""
-    folder = make_folder(Path(RESULTS_DIR))
-    save_settings(folder / "settings.json", data, rehearsed)
+    folder = make_folder(in_project(RESULTS_DIR))
     (folder / "code").mkdir()
     for name, source in code.items():
         (folder / "code" / name).write_bytes(source)
-    save_whole(folder / "images.npz", lambda file: np.savez(file, **images))
-    if digits:
-        save_whole(folder / "my_digits.npz", lambda file: np.savez(file, **digits))
-    return folder
-
-
-def save_settings(path, data, rehearsed):
-    """Write all constants of this module, and what else made a run what it is, as JSON."""
-    settings = {name: value for name, value in globals().items() if name.isupper()}
-    settings["SEEDS"] = list(SEEDS)  # it may be a range
-    settings["EXPERIMENTS"] = {name: vars(experiment) for name, experiment in EXPERIMENTS.items()}
-    settings["date"] = time.strftime("%Y-%m-%d %H:%M:%S")
-    settings["data"] = data
-    settings["parameters"] = {name: facts["parameters"] for name, facts in rehearsed.items()}
-    settings["layers"] = {name: facts["layers"] for name, facts in rehearsed.items()}
-    settings["versions"] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
+    experiments = {}
+    for experiment in EXPERIMENTS:
+        experiments[experiment.name] = {
+            "epochs": experiment.epochs,
+            "parameters": facts[experiment.name]["parameters"],
+            "row": repr(experiment),
+        }
+    settings = {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "data": data,
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "seeds": list(SEEDS),
+        "baseline": BASELINE,
+        "experiments": experiments,
     }
-    text = json.dumps(settings, indent=2, default=as_json)
-    save_whole(path, lambda file: file.write(text.encode()))
-
-
-def as_json(value):
-    """Return a value that JSON can't hold as one that it can: a class or function as its name, an object as
-    a dict of its class and its public attributes, anything else as a string."""
-    if isinstance(value, partial):
-        positional = {"args": value.args} if value.args else {}
-        return {"class": value.func.__name__, **value.keywords, **positional}
-    if getattr(value, "__name__", None) == "<lambda>":
-        return " ".join(inspect.getsource(value).split())
-    if hasattr(value, "__name__"):
-        return value.__name__
-    attributes = {}
-    for name, attribute in getattr(value, "__dict__", {}).items():
-        if not name.startswith("_") and name != "training":  # whether a module is in training mode
-            attributes[name] = attribute
-    if isinstance(value, nn.Module):  # which keeps these apart
-        attributes |= dict(value.named_buffers(recurse=False))
-        attributes |= dict(value.named_children())
-    if attributes or type(value).__repr__ is object.__repr__:
-        return {"class": type(value).__name__, **attributes}
-    return str(value)
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    return folder
 
 
 def make_folder(results_dir):
     """Make and return the folder of a new run, named by the next number."""
     results_dir.mkdir(parents=True, exist_ok=True)
     numbers = [int(path.name) for path in results_dir.iterdir() if path.name.isdecimal()]
-    number = max(numbers, default=0) + 1
-    while True:
-        folder = results_dir / str(number)
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:  # another run has just taken this number
-            number += 1
+    folder = results_dir / str(max(numbers, default=0) + 1)
+    folder.mkdir()
+    return folder
 
 
-def plan_trainings(rehearsed, train_set, test_set, digits, folder):
-    """Return all trainings, the longest first, so that no long one is left for the end."""
-    trainings = []
-    for name, experiment in EXPERIMENTS.items():
-        for seed in SEEDS:
-            training = Training(
-                name=name,
-                experiment=experiment,
-                seed=seed,
-                train_set=train_set,
-                test_set=test_set,
-                digits=digits,
-                folder=folder,
-            )
-            trainings.append(training)
-    trainings.sort(key=lambda training: rehearsed[training.name]["seconds"], reverse=True)
-    return trainings
+def run_trainings(pool, facts, folder):
+    """Train every experiment with every seed, the longest first, so that no long one is left for the end. If
+    one fails, the others go on. Return whether all finished."""
+    jobs = [(experiment.name, seed, folder) for experiment in EXPERIMENTS for seed in SEEDS]
+    jobs.sort(key=lambda job: facts[job[0]]["seconds"], reverse=True)
+    all_finished = True
+    for (name, seed, _), result in outcomes(pool, run_training, jobs):
+        if isinstance(result, UserError):
+            print(f"error: {name}, seed {seed}: {result}", file=sys.stderr)
+            all_finished = False
+    return all_finished
 
 
-def choose_workers(trainings):
-    """Return how many of the trainings run at the same time."""
-    if WORKERS is not None:
-        return min(WORKERS, len(trainings))
-    if any(training.experiment.device != "cpu" for training in trainings):
-        return 1  # several would share the GPU
-    return min(usable_cores(), len(trainings))
+def opening(data, folder, facts, workers):
+    """Return what is printed before the first epoch: what is trained, how long it takes, and headings."""
+    parameters = [f"{name} {found['parameters']:,}" for name, found in facts.items()]
+    seconds = [found["seconds"] for found in facts.values()]
+    minutes = max(max(seconds), len(SEEDS) * sum(seconds) / workers) / 60
+    kind = data["kind"]
+    lines = [
+        data["description"],
+        f"Parameters: {'; '.join(parameters)}",
+        f"Trainings: {len(facts) * len(SEEDS)}, {workers} at a time, about {minutes:.1f} minutes",
+        f"The results go to {folder}",
+        "",
+        f"{'experiment':<22}  seed    epoch  training: loss  accuracy  {kind:>10}: loss  accuracy  seconds",
+    ]
+    return "\n".join(lines)
 
 
-def main():
-    """Train every experiment with every seed, then plot. Return the exit code: 0, 1 if a training
-    or a plot failed, 2 if the run could not start, 130 if interrupted."""
-    # In models this small, threads mostly wait for each other; their number would change the last digits.
-    torch.set_num_threads(1)
-    try:
-        code = own_code()  # at once: it may be edited while the images are read
-        check_constants()
-        say(f"Reading the images in {DATA_DIR} ...")
-        train_set, test_set, data = dataset.load_data(DATA_DIR, VALIDATION_IMAGES)
-        digits = dataset.read_digits(dataset.pictures_in(DIGITS_DIR))
-        rehearsed = rehearse(train_set)
-        images = sample_images(train_set)
-        folder = start_run(code, data, digits, images, rehearsed)
-    except (OSError, TypeError, ValueError) as error:  # TypeError: a folder that is not a string
-        say(f"error: {describe(error)}", sys.stderr)
-        return 2
-    trainings = plan_trainings(rehearsed, train_set, test_set, digits, folder)
-    workers = choose_workers(trainings)
-    seconds = [rehearsed[training.name]["seconds"] for training in trainings]
-    say(plot.opening(data, folder, rehearsed, seconds, workers))
-    try:
-        exit_code = 0 if run_trainings(trainings, workers) else 1
-    except KeyboardInterrupt:
-        say(f"interrupted; the finished epochs are in {folder}", sys.stderr)
-        exit_code = 130
-    except Exception as error:  # no process could be started
-        say(f"error: {describe(error)}", sys.stderr)
-        exit_code = 1
-    try:
-        say(plot.draw_run(folder))
-    except (OSError, plot.RunError) as error:
-        say(f"error: {describe(error)}", sys.stderr)
-        exit_code = exit_code or 1
-    if lost_lines:
-        say(f"error: standard output is closed or full; the results are in {folder}", sys.stderr)
-        exit_code = exit_code or 1
-    return exit_code
+# Asking trained models ------------------------------------------------------------------------------
 
 
 def ask(paths):
-    """Print and draw what the models of the newest run with finished trainings answer to pictures of digits.
-    Return the exit code: 0, 1 if a picture or a model had to be left out, 2 if there is nothing to ask."""
+    """Print and draw what the models of the newest run answer to pictures of digits. Return the exit code:
+    0, 1 if a picture or a model had to be left out, 2 if there is nothing to ask."""
     torch.set_num_threads(1)
-    try:
-        check_constants()
-        run = plot.newest_finished_run(RESULTS_DIR)
-    except (OSError, TypeError, ValueError) as error:
-        say(f"error: {describe(error)}", sys.stderr)
+    results_dir = in_project(RESULTS_DIR)
+    finished = [folder for folder in plot.run_folders(results_dir) if any(folder.glob("*.npz"))]
+    if not finished:
+        print(f"error: no training in {results_dir} has finished: first run main.py", file=sys.stderr)
         return 2
     digits = dataset.read_digits(paths)
     if not digits:
-        say("error: there is no picture to ask about", sys.stderr)
+        print("error: there is no picture to ask about", file=sys.stderr)
         return 2
-    change = plot.module_change(
-        "model.py", run.code, {"model.py": own_code()["model.py"].decode("utf-8-sig")}
-    )
-    if change:
-        say(f"warning: since {run.folder} was trained, {change}", sys.stderr)
-    logits = {}
-    for name, experiment in EXPERIMENTS.items():
-        try:
-            logits[name] = ask_model(name, experiment, run, torch.from_numpy(digits["images"]))
-        except UserError as error:
-            say(f"error: EXPERIMENTS[{name!r}] in main.py: {error}", sys.stderr)
-    if not logits:
-        return 2
-    say("\n".join(plot.digit_table(digits, logits)))
-    picture = Path(RESULTS_DIR) / "my_digits.png"
     try:
-        plot.draw_digits(digits, logits).savefig(picture)
-    except OSError as error:
-        say(f"error: {describe(error)}", sys.stderr)
-        return 1
-    say(f"\nThe models are those of {run.folder}. {picture} shows what they saw.")
+        run = plot.read_run(finished[0])
+        logits = {}
+        for experiment in EXPERIMENTS:
+            try:
+                logits[experiment.name] = ask_model(experiment, run, torch.from_numpy(digits["images"]))
+            except UserError as error:
+                print(f"error: {row_of(experiment)}: {error}", file=sys.stderr)
+        if not logits:
+            return 2
+        picture = results_dir / "my_digits.png"
+        print("\n".join(plot.digit_table(digits, logits)))
+        plot.draw_digits(digits, logits, picture)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"\nThe models are those of {run.folder}. {picture} shows what they saw.")
     all_answered = len(logits) == len(EXPERIMENTS) and len(digits["names"]) == len(paths)
-    return 0 if all_answered and not lost_lines else 1
+    return 0 if all_answered else 1
 
 
-def ask_model(name, experiment, run, images):
-    """Return the logits (N, 10) of images for the model that a run has trained with its first seed. Raises
-    UserError if it has not, or if the row of EXPERIMENTS no longer fits what was trained."""
-    path = run.folder / f"{name}-seed{run.settings['SEEDS'][0]}.pt"
-    if not path.exists():
-        raise UserError(f"there is no {path}: run main.py again")
-    if not plot.is_finished(run, name):
-        raise UserError(f"its training in {run.folder} has not finished: run main.py again")
-    row = json.loads(json.dumps(vars(experiment), default=as_json))
-    for setting in ("model", "options"):
-        trained = run.settings["EXPERIMENTS"][name].get(setting)
-        if trained != row[setting]:
-            raise UserError(f"its {setting} was {trained} in {run.folder}, but is {row[setting]}")
-    try:
-        weights = torch.load(path, weights_only=True)
-    except Exception as error:  # torch raises many kinds
-        raise UserError(f"{path} is damaged: run main.py again") from error
+def ask_model(experiment, run, images):
+    """Return the logits (M, 10) of images, uint8 (M, 28, 28), from the model that a run has trained with its
+    first seed. Raises UserError if it has not, or if the model does not answer as it did then."""
+    if experiment.name not in run.records:
+        raise UserError(f"it has no finished training in {run.folder}: run main.py again")
+    seed, record = next(iter(run.records[experiment.name].items()))
+    path = run.folder / f"{experiment.name}-seed{seed}.pt"
+    known_image = torch.from_numpy(record["input"])
+    known_logits = torch.from_numpy(record["input_logits"])
     try:
         model = experiment.model(**experiment.options)
-        model.load_state_dict(weights)
-        logits = predict(model, images, "cpu")
+        model.load_state_dict(torch.load(path, weights_only=True))
+        known_again = predict(model, known_image[None], "cpu")[0]
+        logits = predict(model, images, "cpu").numpy()
     except Exception as error:  # a user's own model may raise anything
-        raise UserError(f"it does not fit {path}: {describe(error)[:200]}") from error
-    if logits.shape != (len(images), 10) or not logits.isfinite().all():
-        raise UserError(f"with {path}, it does not return ten finite numbers for each picture")
-    return logits.numpy()
-
-
-def interrupt(number, frame):
-    """Handle the first Ctrl-C or SIGTERM. Later ones must not disturb the clean-up."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
+        raise UserError(f"{path} does not fit it: {describe(error)}") from error
+    if not torch.allclose(known_again, known_logits, atol=0.01):
+        raise UserError(f"it no longer answers as in {run.folder}: has its code changed? Run main.py again")
+    return logits
 
 
 if __name__ == "__main__":
     plot.prepare_output()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    if any(argument.startswith("-") for argument in sys.argv[1:]):  # there are no options
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    arguments = sys.argv[1:]
+    if arguments in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
+    if any(argument.startswith("-") for argument in arguments):  # there are no other options
         print(__doc__, file=sys.stderr)
         sys.exit(2)
     try:
-        if len(sys.argv) > 1:
-            sys.exit(ask(sys.argv[1:]))
-        sys.exit(main())
+        sys.exit(ask(arguments) if arguments else main())
     except KeyboardInterrupt:
         sys.exit(130)

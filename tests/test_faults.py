@@ -1,4 +1,4 @@
-"""Faults while the program runs: real signals, limits and files on real processes."""
+"""Several trainings at once, and faults while they run: real signals, limits and files on real processes."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import plot
-from helpers import ENVIRONMENT, copy_project, edit, own_lines, results_of, run
+from helpers import ENVIRONMENT, copy_project, edit, figures, own_lines, results_of, run
 
 try:
     import resource
@@ -21,7 +21,16 @@ except ImportError:  # Windows
 
 posix = pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has no groups of processes")
 
-TWO_ROWS = '{"A": Experiment(CustomMLP, 0.01), "B": Experiment(CustomMLP, 0.02)}'
+TWO_ROWS = '[Experiment("A", CustomMLP, 0.01), Experiment("B", CustomMLP, 0.02)]'
+
+FORKING = ("main.py",)
+# How main.py starts its workers on Windows and macOS.
+SPAWNING = (
+    "-c",
+    "import runpy, sys, torch._dynamo; sys.argv = ['main.py']; sys.path.insert(0, '.'); "
+    "sys.platform = 'darwin'; runpy.run_path('main.py', run_name='__main__')",
+)
+COMMANDS = pytest.mark.parametrize("command", [FORKING, SPAWNING], ids=["forked", "spawned"])
 
 
 @pytest.fixture
@@ -30,7 +39,7 @@ def start(tmp_path):
     processes of its own, as a shell does. What is left of the group at the end is killed."""
     processes = []
 
-    def start(preexec_fn=None, command=("main.py",), **constants):
+    def start(preexec_fn=None, command=FORKING, **constants):
         folder = copy_project(tmp_path, **constants)
         process = subprocess.Popen(
             [sys.executable, *command],
@@ -78,21 +87,79 @@ def assert_group_ends(process, seconds):
     pytest.fail("a process is left behind")
 
 
-# How main.py starts its trainings on Windows and macOS.
-SPAWNING = (
-    "-c",
-    "import runpy, sys, torch._dynamo; sys.argv = ['main.py']; sys.path.insert(0, '.'); "
-    "sys.platform = 'darwin'; runpy.run_path('main.py', run_name='__main__')",
-)
+# Several trainings at once --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_one_worker(tmp_path_factory):
+    folder = copy_project(tmp_path_factory.mktemp("one"), EPOCHS="1", WORKERS="1")
+    process = run(folder, "main.py")
+    assert process.returncode == 0, process.stderr
+    return results_of(folder)
+
+
+@COMMANDS
+def test_figures_do_not_depend_on_the_workers(tmp_path, with_one_worker, command):
+    folder = copy_project(tmp_path, EPOCHS="1", WORKERS="2")
+    process = run(folder, *command)
+    assert process.returncode == 0, process.stderr
+    results = results_of(folder)
+    for path in with_one_worker.glob("*.csv"):
+        assert figures(path) == figures(results / path.name)
+        weights = torch.load(path.with_suffix(".pt"), weights_only=True)
+        others = torch.load((results / path.name).with_suffix(".pt"), weights_only=True)
+        assert all(torch.equal(weights[key], others[key]) for key in weights)
+
+
+def test_the_longest_training_starts_first_and_compiled_models_can_be_forked(tmp_path):
+    rows = """[
+    *[Experiment(f"{epochs} epochs", CustomMLP, 0.01, epochs=epochs) for epochs in (1, 30)],
+    Experiment("compiled", lambda: torch.compile(LeNet5(), backend="eager"), 0.02, epochs=2),
+]"""
+    folder = copy_project(tmp_path, WORKERS="2", EXPERIMENTS=rows)
+    process = run(folder, "main.py")
+    assert process.returncode == 0 and own_lines(process.stderr) == [], process.stderr
+    lines = re.findall(r"^(\d+ epochs|compiled) +0 ", process.stdout, re.MULTILINE)
+    assert lines[-1] != "1 epochs" and lines.count("30 epochs") == 30 and lines.count("compiled") == 2
+
+
+def test_rows_that_cannot_reach_a_spawned_process_are_named(tmp_path):
+    row = '[Experiment("my row", CustomMLP, 0.01, transform=lambda images: images)]'
+    folder = copy_project(tmp_path, WORKERS="2", SEEDS="(0, 1)", EXPERIMENTS=row)
+    process = run(folder, *SPAWNING)
+    assert process.returncode == 2
+    (line,) = own_lines(process.stderr)
+    assert "my row" in line and "lambda" in line and not (folder / "results").exists()
+
+
+def test_rows_of_a_caller_reach_its_workers(tmp_path):
+    """As report/study.py does: rows that main.py does not have."""
+    folder = copy_project(tmp_path, EPOCHS="1", WORKERS="2")
+    script = folder / "script.py"
+    script.write_text(
+        "import sys, main\n"
+        "from main import Experiment, CustomMLP\n"
+        "if __name__ == '__main__':\n"
+        "    sys.platform = 'darwin'\n"
+        "    main.EXPERIMENTS = [Experiment('mine', CustomMLP, 0.01), Experiment('other', CustomMLP, 0.02)]\n"
+        "    sys.exit(main.main())\n",
+        encoding="utf-8",
+    )
+    process = run(folder, "script.py")
+    assert process.returncode == 0, process.stderr
+    assert set(plot.read_run(results_of(folder)).stats) == {"mine", "other"}
+
+
+# Faults ---------------------------------------------------------------------------------------------
 
 
 @posix
 @pytest.mark.parametrize(
     "name, workers, command",
     [
-        ("SIGINT", 2, ["main.py"]),
-        ("SIGTERM", 2, ["main.py"]),
-        ("SIGINT", 1, ["main.py"]),
+        ("SIGINT", 2, FORKING),
+        ("SIGTERM", 2, FORKING),
+        ("SIGINT", 1, FORKING),
         ("SIGINT", 2, SPAWNING),
     ],
     ids=["Ctrl-C", "SIGTERM", "Ctrl-C, one worker", "Ctrl-C, spawned"],
@@ -116,7 +183,7 @@ def test_interrupted_run_is_plotted_and_leaves_no_process(start, tmp_path, name,
     for path in folder.glob("*.csv"):
         text = path.read_text(encoding="utf-8")
         assert text.endswith("\n") and {line.count(",") for line in text.splitlines()} == {6}
-    assert {path.stem for path in folder.glob("*.png")} == {*run.stats, "comparison", "images"}
+    assert {path.stem for path in folder.glob("*.png")} == {*run.stats, "comparison"}
     summary = (folder / "summary.md").read_text(encoding="utf-8")
     assert all(f"Not finished: {name}" in summary for name in run.stats)
     assert "No gain" in summary
@@ -126,12 +193,15 @@ def test_interrupted_run_is_plotted_and_leaves_no_process(start, tmp_path, name,
 
 
 @posix
-def test_ctrl_c_while_processes_start_is_one_line(start, tmp_path):
-    process = start(command=SPAWNING, EPOCHS="1000", WORKERS="2", EXPERIMENTS=TWO_ROWS)
+@COMMANDS
+@pytest.mark.parametrize("moment", ["Reading", "Trying"])
+def test_ctrl_c_before_the_first_epoch_leaves_nothing(start, tmp_path, command, moment):
+    process = start(command=command, EPOCHS="1000", WORKERS="2", EXPERIMENTS=TWO_ROWS)
     for line in process.stdout:
-        if "at a time" in line:
+        if moment in line:
             break
-    time.sleep(1.5)  # the new interpreters import their modules
+    if command == SPAWNING:
+        time.sleep(1)  # the new interpreters import their modules
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -140,114 +210,110 @@ def test_ctrl_c_while_processes_start_is_one_line(start, tmp_path):
 
 
 @posix
-def test_killed_parent_takes_its_trainings_with_it(start, tmp_path):
-    process = start(EPOCHS="1000", WORKERS="2", EXPERIMENTS=TWO_ROWS)
+@COMMANDS
+def test_killed_parent_takes_its_trainings_with_it(start, tmp_path, command):
+    process = start(command=command, EPOCHS="1000", WORKERS="2", EXPERIMENTS=TWO_ROWS)
     wait_for_epochs(process, 2)
     process.kill()
     process.wait()
     assert_group_ends(process, 5)
-    folder = results_of(tmp_path)
-    assert len(plot.read_run(folder).stats) == 2
-    assert plot.main([str(folder)]) == 0
+    assert len(plot.read_run(results_of(tmp_path)).stats) == 2
 
 
-# A model that breaks after the rehearsal, as soon as it is trained in a process of its own.
+# A model that breaks in the second epoch of its training, long after the dry run.
 BREAKING = """
 
-import multiprocessing, os
+import os
 
 
 class Breaking(LeNet5):
+    steps = 0
+
     def __init__(self, fault):
         super().__init__()
         self.fault = fault
 
     def forward(self, images):
         logits = super().forward(images)
-        if multiprocessing.parent_process():
-            if self.fault == "killed":
-                os._exit(9)  # as a process that is killed, without a word
-            elif self.fault == "raises":
+        self.steps += self.training
+        if self.steps > 150:
+            if self.fault == "is killed":
+                os._exit(9)
+            if self.fault == "raises":
                 raise RuntimeError("my own fault")
             logits = logits * float("inf")
         return logits
 """
 
 
-def test_trainings_that_fail_take_no_other_with_them(tmp_path):
-    faults = {
-        "killed": ["died"],
-        "explodes": ["exploded", "learning_rate"],
-        "raises": ["my own fault"],
-    }
-    rows = [f'"{fault}": Experiment(Breaking, 0.02, {{"fault": "{fault}"}})' for fault in faults]
-    rows = f'{{{", ".join(rows)}, "lasts": Experiment(CustomMLP, 0.01)}}'
-    folder = copy_project(tmp_path, EPOCHS="1", WORKERS="2", EXPERIMENTS=rows)
+def run_breaking(folder, *faults):
+    """Run main.py with a row for each fault and one that lasts. Return the process and the folder of the run."""
+    rows = [f'Experiment("{fault}", Breaking, 0.02, {{"fault": "{fault}"}})' for fault in faults]
+    rows.append('Experiment("lasts", CustomMLP, 0.01)')
+    copy_project(folder, EPOCHS="3", WORKERS="2", EXPERIMENTS=f"[{', '.join(rows)}]")
     with open(folder / "model.py", "a", encoding="utf-8") as file:
         file.write(BREAKING)
     text = (folder / "main.py").read_text(encoding="utf-8")
     text = text.replace("RegularizedLeNet5\n\n", "RegularizedLeNet5, Breaking\n\n", 1)
     (folder / "main.py").write_text(text, encoding="utf-8")
-    process = run(folder, "main.py")
+    return run(folder, "main.py"), folder / "results" / "1"
+
+
+def test_trainings_that_fail_say_why_and_the_others_go_on(tmp_path):
+    process, folder = run_breaking(tmp_path, "raises", "explodes")
     assert process.returncode == 1
-    errors = own_lines(process.stderr)
-    lines = {line.split(": ")[1].split(",")[0]: line for line in errors}
-    assert len(lines) == len(errors) and set(lines) == set(faults)
-    folder = results_of(folder)
-    for fault, words in faults.items():
-        assert all(word in lines[fault] for word in ("seed 0", *words))
-        assert f"{fault}, seed 0" in (folder / "summary.md").read_text(encoding="utf-8")
-    assert set(plot.read_run(folder).stats) == {"lasts"}
-    assert {path.stem for path in folder.glob("*.png")} >= {"lasts", "comparison", "mistakes"}
+    first, second = sorted(own_lines(process.stderr))
+    assert "explodes, seed 0" in first and "learning_rate" in first
+    assert "raises, seed 0" in second and "my own fault" in second and "model.py" in second
+    run = plot.read_run(folder)
+    assert set(run.records) == {"lasts"} and set(run.stats) == {"lasts", "raises", "explodes"}
+    assert {path.stem for path in folder.glob("*.png")} >= {"lasts", "raises", "comparison", "mistakes"}
+
+
+def test_a_killed_process_is_one_line_and_the_end_of_the_run(tmp_path):
+    process, folder = run_breaking(tmp_path, "is killed")
+    assert process.returncode == 1
+    (line,) = own_lines(process.stderr)
+    assert "killed" in line
+    assert "is killed" in plot.read_run(folder).stats  # its finished epochs
+    assert (folder / "comparison.png").exists()
 
 
 def test_editing_main_while_it_runs_changes_nothing_in_that_run(start, tmp_path):
     process = start(EPOCHS="2", WORKERS="1", EXPERIMENTS=TWO_ROWS)
-    wait_for_epochs(process, 1)
+    for line in process.stdout:
+        if "Reading" in line:
+            break
+    before = (tmp_path / "main.py").read_bytes()
     edit(tmp_path / "main.py", EPOCHS="7", EXPERIMENTS="nonsense")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     run = plot.read_run(results_of(tmp_path))
     assert [len(run.stats[name][0]["epoch"]) for name in "AB"] == [2, 2]
+    assert (run.folder / "code" / "main.py").read_bytes() == before
 
 
 @pytest.mark.skipif(resource is None, reason="Windows has no limits of this kind")
 def test_full_disk_is_one_line_and_keeps_the_figures(start, tmp_path):
-    limit = 60_000  # bytes of a file: enough for the figures and the code, too few for weights and plots
+    limit = 60_000  # bytes of a file: enough for the code, too few for weights and plots
 
     def fill_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     process = start(fill_disk, EPOCHS="1", WORKERS="1", EXPERIMENTS=TWO_ROWS)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Traceback" not in err
-    assert all(f"error: {name}, seed 0: " in err for name in "AB")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2  # the dry run shows it
+    (line,) = own_lines(err)
+    assert "'A'" in line and "Traceback" not in err
+    assert not (tmp_path / "results").exists()
+
+
+@posix
+def test_a_closed_pipe_costs_no_picture(start, tmp_path):
+    process = start(EPOCHS="1", WORKERS="1", EXPERIMENTS=TWO_ROWS)
+    wait_for_epochs(process, 2)
+    process.stdout.close()  # as a reader that has ended, before the table is printed
+    process.wait(timeout=60)
+    assert process.returncode != 0
     folder = results_of(tmp_path)
-    assert set(plot.read_run(folder).stats) == {"A", "B"}
-    assert not list(folder.glob("*.pt")) and not list(folder.glob("*.part"))
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
-def test_standard_output_that_fails_costs_the_lines_only(tmp_path):
-    end, closed_pipe = os.pipe()
-    os.close(end)
-    started = []
-    for workers, sink in ((2, closed_pipe), (1, os.open("/dev/full", os.O_WRONLY))):  # both at once
-        folder = tmp_path / str(workers)
-        folder.mkdir()
-        copy_project(folder, EPOCHS="1", WORKERS=str(workers), EXPERIMENTS=TWO_ROWS)
-        command = [sys.executable, "main.py"]
-        started.append(
-            subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=sink, stderr=subprocess.PIPE)
-        )
-        os.close(sink)
-    for process in started:
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 1
-        (line,) = own_lines(err.decode())
-        assert "output" in line
-    for workers in "12":
-        folder = results_of(tmp_path / workers)
-        assert {path.stem for path in folder.glob("*.pt")} == {"A-seed0", "B-seed0"}
-        assert {path.stem for path in folder.glob("*.png")} >= {"A", "B", "comparison", "mistakes"}
+    assert {path.stem for path in folder.glob("*.png")} >= {"A", "B", "comparison", "mistakes"}
