@@ -90,25 +90,21 @@ class MNIST(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index):
-        if isinstance(index, list) and index and min(index) >= 0:
-            # The usual case during training. index_select takes a third of the time of
-            # self.images[index], but does not accept negative ones.
-            index = torch.tensor(index, device=self.images.device)
-            images = self.images.index_select(0, index)
-            labels = self.labels.index_select(0, index)
-        else:
-            images = self.images[index]
-            labels = self.labels[index]
-        images = normalize(images)
+        images = normalize(self.images[index])
         if self.transform is not None:
             batch = images.view(-1, 1, 28, 28)  # a single image is a batch of one
             transformed = self.transform(batch)
-            if transformed.shape != batch.shape:
-                raise UserError(
-                    f"the transform must keep {tuple(batch.shape)}, but returned {tuple(transformed.shape)}"
-                )
+            if kind_of(transformed) != kind_of(batch):
+                raise UserError(f"the transform must return {kind_of(batch)}, but returned {kind_of(transformed)}")
             images = transformed.view(images.shape)
-        return images, labels
+        return images, self.labels[index]
+
+
+def kind_of(value):
+    """Return what a message calls a tensor, such as torch.float32 (32, 1, 28, 28), or another object."""
+    if torch.is_tensor(value):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return f"an object of type {type(value).__name__}"
 
 
 def batches(image_set, batch_size, shuffle=False, drop_last=False):
@@ -142,16 +138,15 @@ class Augmentation:
     random amounts, so the model never sees quite the same image twice. `torch.manual_seed`
     makes it reproducible.
 
-    rotation: at most this many degrees to either side, 0 to 180.
-    shift: at most this many pixels in each direction, before scaling, 0 to 28.
+    rotation: at most this many degrees to either side.
+    shift: at most this many pixels in each direction, before scaling.
     scaling: grow or shrink by at most this fraction, 0 to below 1.
     elastic: standard deviation, in pixels, of a random displacement at the points of a 7 x 7 grid,
-        smooth between them, 0 to 14, after Simard, Steinkraus, Platt (2003), "Best Practices for
+        smooth between them, after Simard, Steinkraus, Platt (2003), "Best Practices for
         Convolutional Neural Networks Applied to Visual Document Analysis".
 
     Maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same shape. Pixel values are
-    interpolated; pixels from outside the image are background. Raises UserError when it is first used if
-    a limit is out of range.
+    interpolated; pixels from outside the image are background.
 
     In plain words, with an affine matrix and random displacements for each image:
 
@@ -169,7 +164,6 @@ class Augmentation:
     elastic: float = 0
 
     def __call__(self, images):
-        self._check()
         count = len(images)
         device = images.device
         # Each option draws its own random numbers, and only if it is on: rotation, scaling, shift, elastic.
@@ -204,17 +198,6 @@ class Augmentation:
         points = torch.eye(49).view(49, 1, 7, 7)
         bumps = interpolate(points, 28, mode="bicubic", align_corners=True).view(49, 784)
         return torch.cat([affine, bumps])
-
-    def _check(self):
-        """Raise UserError if a limit is out of range."""
-        if not 0 <= self.rotation <= 180:
-            raise UserError(f"rotation = {self.rotation} must be 0 to 180 degrees")
-        if not 0 <= self.shift <= 28:
-            raise UserError(f"shift = {self.shift} must be 0 to 28 pixels")
-        if not 0 <= self.scaling < 1:
-            raise UserError(f"scaling = {self.scaling} must be 0 to below 1")
-        if not 0 <= self.elastic <= 14:
-            raise UserError(f"elastic = {self.elastic} must be 0 to 14 pixels")
 
 
 def random_amounts(size, device):
