@@ -13,7 +13,6 @@ import math
 import os
 import re
 import socket
-import struct
 import sys
 import tarfile
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
@@ -33,9 +33,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 MEAN = 0.1307
 STD = 0.3081
 
-# Bytes. A 28 x 28 image needs a few hundred, with colours and metadata a few thousand. A larger file is
-# not read: a damaged tar could fill the memory.
-MAX_FILE_SIZE = 10**6
+MAX_FILE_SIZE = 10**6  # bytes; a 28 x 28 image needs a few hundred, with colours and metadata a few thousand
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG
 
 SAMPLE_DIR = Path(__file__).parent / "data" / "sample"
 
@@ -66,8 +65,8 @@ class MNIST(Dataset):
     (1, 28, 28) and its label. A list of ints, a tensor or a slice gives a whole batch
     (B, 1, 28, 28), (B,), many times faster than one image at a time.
 
-    Raises FileNotFoundError if there is no such tar, and UserError if it holds anything but such
-    images, folders and what macOS adds; the message names the tar and the member.
+    Raises OSError if the tar can't be read, and UserError if it holds anything but such images, folders
+    and what macOS and Windows add; the message names the tar and the member.
     """
 
     def __init__(self, tar_path, transform=None):
@@ -211,117 +210,81 @@ def random_amounts(size, device):
 def read_tar(tar_path):
     """Return the images, uint8 (N, 28, 28), and labels, int64 (N,), of a tar as `MNIST`
     describes it, ordered by number. Raises what `MNIST` raises."""
-    check_is_file(tar_path)
-    pixels = bytearray()
-    numbers = []
-    labels = []
-    seen = set()
+    content = Path(tar_path).read_bytes()
+    found = {}  # number: (label, pixels)
+    where = tar_path  # what an error is about
     try:
-        with tarfile.open(tar_path) as tar:
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             for member in tar:
                 where = f"{tar_path}: {member.name!r}"  # quoted, because it may hold anything
-                if member.size < 0:  # would send tarfile back to a member that it has read
-                    raise UserError(f"{where}: the tar is damaged")
-                if member.isdir() or is_added_by_macos(member.name):
+                # A damaged size could fill the memory, and a negative one sends tarfile in circles.
+                if not 0 <= member.size <= MAX_FILE_SIZE:
+                    raise ValueError(f"{member.size:,} bytes is no size of a 28 x 28 image")
+                if member.isdir() or is_added_by_system(member.name):
                     continue
-                number, label = parse_name(member, where)
-                if number in seen:
-                    raise UserError(f"{where}: there is another image with the number {number}")
-                pixels += decode(tar.extractfile(member).read(), where)
-                seen.add(number)
-                numbers.append(number)
-                labels.append(label)
-            check_end(tar, tar_path)
-    except UserError:
-        raise
-    except Exception as error:  # tarfile and the decompressors raise many kinds
+                number, label = parse_name(member)
+                if number in found:
+                    raise ValueError(f"another image has the number {number}")
+                with tar.extractfile(member) as file:
+                    found[number] = label, decode(file.read())
+            where = tar_path
+            check_end(tar)
+        if not found:
+            raise ValueError("it holds no image")
+    except Exception as error:  # tarfile, Pillow and the decompressors raise many kinds
         reason = str(error).partition("\n")[0].rstrip(":")
-        raise UserError(f"{tar_path} can't be read as a tar: {reason}") from error
-    if not numbers:
-        raise UserError(f"{tar_path} contains no image")
-    by_number = sorted(range(len(numbers)), key=numbers.__getitem__)
-    images = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, 28, 28)
-    return images[by_number], torch.tensor(labels)[by_number]
+        raise UserError(f"{where} can't be used: {reason}") from error
+    labels, pixels = zip(*(found[number] for number in sorted(found)))
+    images = torch.frombuffer(bytearray().join(pixels), dtype=torch.uint8)
+    return images.view(-1, 28, 28), torch.tensor(labels)
 
 
-def check_is_file(tar_path):
-    """Raise FileNotFoundError or UserError, naming the tar, if it is no file."""
-    if os.path.isfile(tar_path):
-        return
-    if os.path.exists(tar_path):  # opening a pipe would wait forever
-        raise UserError(f"{tar_path} is not a file, but a folder, a pipe or a device")
-    kind = "a link to a missing file" if os.path.islink(tar_path) else "no such file"
-    raise FileNotFoundError(f"{tar_path}: {kind}; a run needs train.tar and test.tar")
-
-
-def is_added_by_macos(name):
-    """Whether a member is one of those that macOS adds to every tar that it makes."""
+def is_added_by_system(name):
+    """Whether a member is one of those that macOS adds to every tar, and Windows to folders."""
     *folders, file_name = name.split("/")
-    return "__MACOSX" in folders or file_name.startswith("._") or file_name == ".DS_Store"
+    is_hidden = file_name.lower() in (".ds_store", "thumbs.db", "desktop.ini")
+    return is_hidden or file_name.startswith("._") or "__MACOSX" in folders
 
 
-def parse_name(member, where):
-    """Return the number and the label in a member's name. Raises UserError, starting with `where`, if
-    the member can't be an image of MNIST."""
-    match = re.fullmatch(r"(?:.*/)?([0-9]+)_([0-9])\.png", member.name, re.DOTALL)
+def parse_name(member):
+    """Return the number and the label in a member's name. Raises ValueError if it is no image of MNIST."""
+    if member.issym() or member.islnk():
+        raise ValueError("it is a link: put the image itself into the tar")
+    match = re.fullmatch(r"(?:.*/)?([0-9]+)_([0-9])\.png", member.name, re.DOTALL | re.IGNORECASE)
     if not member.isfile() or not match:
-        raise UserError(f"{where} is not an image named {{number}}_{{label}}.png with a label from 0 to 9")
-    if member.size > MAX_FILE_SIZE:
-        raise UserError(f"{where} has {member.size:,} bytes, too many for a 28 x 28 image")
+        raise ValueError("it is not an image named {number}_{label}.png with a label from 0 to 9")
     return int(match[1]), int(match[2])
 
 
-def check_end(tar, tar_path):
-    """Raise UserError if a tar that was read goes on with anything but zeros, or ends without any: tarfile
+def check_end(tar):
+    """Raise ValueError if a tar that was read goes on with anything but zeros, or ends without any: tarfile
     takes a cut or damaged header for the end."""
     tar.fileobj.seek(tar.offset)
-    rest = tar.fileobj.read(tarfile.BLOCKSIZE)
+    rest = tar.fileobj.read()
     if len(rest) < tarfile.BLOCKSIZE:
-        raise UserError(f"{tar_path} is cut off: get the complete file")
-    while rest:
-        if rest.strip(b"\0"):
-            raise UserError(f"{tar_path} is damaged at byte {tar.offset:,}: get an intact file")
-        rest = tar.fileobj.read(2**20)
+        raise ValueError("it is cut off: get the complete file")
+    if rest.strip(b"\0"):
+        raise ValueError(f"it is damaged at byte {tar.offset:,}: get an intact file")
 
 
-def decode(png, where):
+def decode(png):
     """Return the 784 bytes of a 28 x 28 grey PNG, also of one with fewer than 8 bits or in a colour
-    format that holds only opaque grey. Raises UserError, starting with `where`, for anything else."""
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 33:
-        raise UserError(f"{where} is not a PNG")
-    # Read here, because Pillow has its own ideas about huge images.
-    width, height, bits = struct.unpack(">IIB", png[16:25])
-    if (width, height) != (28, 28):
-        raise UserError(f"{where} is {width} x {height}, not 28 x 28 pixels")
-    if bits == 16:
-        raise UserError(f"{where} has 16 bits per channel: save it with 8")
-    try:
-        check_sums(png)
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            if image.mode == "L" and "transparency" not in image.info:
-                return image.tobytes()
-            bands = image.convert("RGBA").split()
-    except Exception as error:  # Pillow raises many kinds
-        raise UserError(f"{where} is damaged: {error}") from error
-    red, green, blue, alpha = (band.tobytes() for band in bands)
+    format that holds only opaque grey. Raises ValueError, or what Pillow raises, for anything else."""
+    image = PngImageFile(io.BytesIO(png))
+    if image.size != (28, 28):
+        raise ValueError(f"it has {image.width} x {image.height} instead of 28 x 28 pixels")
+    if png[24] == 16:  # Pillow would drop eight of them
+        raise ValueError("it has 16 bits per channel: save it with 8")
+    image.verify()  # checks the checksums of all chunks but the last, and closes the image
+    if PNG_END not in png:
+        raise ValueError("it is cut off or damaged")
+    image = PngImageFile(io.BytesIO(png))
+    if image.mode == "L" and "transparency" not in image.info:
+        return image.tobytes()
+    red, green, blue, alpha = (band.tobytes() for band in image.convert("RGBA").split())
     if not (red == green == blue and alpha == bytes([255]) * 784):
-        raise UserError(f"{where} has colours or transparency: save it as grey")
+        raise ValueError("it has colours or transparency: save it as grey")
     return red
-
-
-def check_sums(png):
-    """Raise ValueError unless all chunks of a PNG are complete and their checksums right. Pillow
-    does not check those of the pixels."""
-    position = 8
-    kind = None
-    while kind != b"IEND":
-        (length,) = struct.unpack_from(">I", png, position)
-        kind = png[position + 4 : position + 8]
-        end = position + 8 + length
-        (stated,) = struct.unpack_from(">I", png, end)
-        if stated != zlib.crc32(png[position + 4 : end]):
-            raise ValueError(f"wrong checksum of its chunk {kind.decode('ascii', 'replace')}")
-        position = end + 4
 
 
 def write_tar(tar_path, images, labels):
