@@ -16,7 +16,9 @@ import socket
 import sys
 import tarfile
 import tempfile
+import textwrap
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -33,10 +35,17 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 MEAN = 0.1307
 STD = 0.3081
 
+IMAGE_NAME = re.compile(r"(?:.*/)?([0-9]+)_([0-9])\.png", re.DOTALL | re.IGNORECASE)  # number, label
 MAX_FILE_SIZE = 10**6  # bytes; a 28 x 28 image needs a few hundred, with colours and metadata a few thousand
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG
 
-SAMPLE_DIR = Path(__file__).parent / "data" / "sample"
+RECORD = 785  # bytes of a decoded image: 784 pixels and a label
+MIN_KEPT = 6_000  # images; fewer are decoded in half a second
+CODE_CHECKSUM = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # at once: the file may be edited meanwhile
+
+PROJECT = Path(__file__).resolve().parent
+DEFAULT_DIR = PROJECT / "data"  # the only folder that MNIST is downloaded to
+SAMPLE_DIR = DEFAULT_DIR / "sample"
 
 
 class UserError(ValueError):
@@ -60,6 +69,7 @@ class MNIST(Dataset):
 
     images: uint8 (N, 28, 28), ordered by number; 0 is background, 255 is ink.
     labels: int64 (N,), 0 to 9.
+    checksum: CRC-32 of the tar, 8 hexadecimal digits.
 
     `dataset[index]` returns (images, labels), the images normalized. An int gives one image
     (1, 28, 28) and its label. A list of ints, a tensor or a slice gives a whole batch
@@ -70,7 +80,7 @@ class MNIST(Dataset):
     """
 
     def __init__(self, tar_path, transform=None):
-        self.images, self.labels = read_tar(tar_path)
+        self.images, self.labels, self.checksum = read_images(Path(tar_path))
         self.transform = transform
 
     def to(self, device):
@@ -93,8 +103,9 @@ class MNIST(Dataset):
         if self.transform is not None:
             batch = images.view(-1, 1, 28, 28)  # a single image is a batch of one
             transformed = self.transform(batch)
-            if kind_of(transformed) != kind_of(batch):
-                raise UserError(f"the transform must return {kind_of(batch)}, but returned {kind_of(transformed)}")
+            expected, returned = kind_of(batch), kind_of(transformed)
+            if returned != expected:
+                raise UserError(f"the transform must return {expected}, but returned {returned}")
             images = transformed.view(images.shape)
         return images, self.labels[index]
 
@@ -207,11 +218,52 @@ def random_amounts(size, device):
 # Reading and writing a tar --------------------------------------------------------------------------
 
 
-def read_tar(tar_path):
-    """Return the images, uint8 (N, 28, 28), and labels, int64 (N,), of a tar as `MNIST`
-    describes it, ordered by number. Raises what `MNIST` raises."""
-    content = Path(tar_path).read_bytes()
-    found = {}  # number: (label, pixels)
+def read_images(tar_path):
+    """Return the images, the labels and the checksum of a tar, as `MNIST` describes them. What was decoded
+    from a large tar is kept beside it, since it is read in a tenth of a second and decoded in four."""
+    content = tar_path.read_bytes()
+    checksum = f"{zlib.crc32(content):08x}"
+    kept_path = tar_path.with_name(f"{tar_path.name}.decoded")
+    records = read_kept(kept_path, checksum)
+    if records is None:
+        records = read_tar(tar_path, content)
+        if len(records) >= MIN_KEPT * RECORD:
+            keep(kept_path, checksum, records)
+    records = np.frombuffer(records, dtype=np.uint8).reshape(-1, RECORD)
+    images = torch.tensor(records[:, :784]).view(-1, 28, 28)
+    labels = torch.tensor(records[:, 784]).long()
+    return images, labels, checksum
+
+
+def read_kept(kept_path, checksum):
+    """Return the records in a file that `keep` has written. Return None if there is no such file, if it was
+    made from another tar or by another version of this module, or if it is damaged or cut."""
+    with suppress(OSError):
+        heading, _, records = kept_path.read_bytes().partition(b"\n")
+        if heading == heading_of(checksum, records):
+            return records
+    return None
+
+
+def keep(kept_path, checksum, records):
+    """Write records to a file, whole or not at all: if it can't be written, the next run decodes the tar."""
+    # In a folder of its own, since another process may write the same file at this moment.
+    with suppress(OSError), tempfile.TemporaryDirectory(prefix="kept-", dir=kept_path.parent) as folder:
+        unfinished = Path(folder) / kept_path.name
+        unfinished.write_bytes(heading_of(checksum, records) + b"\n" + records)
+        os.replace(unfinished, kept_path)
+
+
+def heading_of(checksum, records):
+    """Return the first line of a file that `keep` writes: checksums of the tar, of this module, whose next
+    version may decode differently, and of the records."""
+    return f"{checksum} {CODE_CHECKSUM} {zlib.crc32(records):08x}".encode()
+
+
+def read_tar(tar_path, content):
+    """Return a record for each image in the content of a tar, ordered by number: its 784 pixels and its
+    label, a byte each. Raises UserError, as `MNIST` does."""
+    records = {}  # by number
     where = tar_path  # what an error is about
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
@@ -223,20 +275,18 @@ def read_tar(tar_path):
                 if member.isdir() or is_added_by_system(member.name):
                     continue
                 number, label = parse_name(member)
-                if number in found:
+                if number in records:
                     raise ValueError(f"another image has the number {number}")
                 with tar.extractfile(member) as file:
-                    found[number] = label, decode(file.read())
+                    records[number] = decode(file.read()) + bytes([label])
             where = tar_path
             check_end(tar)
-        if not found:
+        if not records:
             raise ValueError("it holds no image")
     except Exception as error:  # tarfile, Pillow and the decompressors raise many kinds
         reason = str(error).partition("\n")[0].rstrip(":")
         raise UserError(f"{where} can't be used: {reason}") from error
-    labels, pixels = zip(*(found[number] for number in sorted(found)))
-    images = torch.frombuffer(bytearray().join(pixels), dtype=torch.uint8)
-    return images.view(-1, 28, 28), torch.tensor(labels)
+    return b"".join(records[number] for number in sorted(records))
 
 
 def is_added_by_system(name):
@@ -248,12 +298,12 @@ def is_added_by_system(name):
 
 def parse_name(member):
     """Return the number and the label in a member's name. Raises ValueError if it is no image of MNIST."""
+    match = IMAGE_NAME.fullmatch(member.name)
+    if match and member.isfile():
+        return int(match[1]), int(match[2])
     if member.issym() or member.islnk():
         raise ValueError("it is a link: put the image itself into the tar")
-    match = re.fullmatch(r"(?:.*/)?([0-9]+)_([0-9])\.png", member.name, re.DOTALL | re.IGNORECASE)
-    if not member.isfile() or not match:
-        raise ValueError("it is not an image named {number}_{label}.png with a label from 0 to 9")
-    return int(match[1]), int(match[2])
+    raise ValueError("it is not an image named {number}_{label}.png with a label from 0 to 9")
 
 
 def check_end(tar):
@@ -305,102 +355,88 @@ def write_tar(tar_path, images, labels):
 
 
 def load_data(data_dir, validation_images=0):
-    """Return the training set, the test set and a description of both, a dict.
+    """Return the training set, the test set and a dict that describes both.
 
-    data_dir: folder of train.tar and test.tar. If both are missing, MNIST is downloaded to it; if
-        that fails, the shipped sample is used, with a warning on standard error.
+    data_dir: folder of train.tar and test.tar, which may be compressed, such as train.tar.gz. It is
+        relative to the project's folder; ~ is the home folder. If there are no tars in the default, data,
+        MNIST is downloaded to it; if that fails, the shipped sample is used, with a warning.
     validation_images: 0, or how many of the last training images replace the test set.
 
-    The description holds a sentence for the user (`description`), the absolute path (`folder`), the numbers
-    of images (`train_images`, `test_images`), and a `checksum` of the images and labels, which identifies
-    them whatever their folder.
+    The dict holds a sentence for the user (`description`), the `kind` of the second set, "test" or
+    "validation", and a `checksum`, a text that identifies the images.
     Raises OSError or UserError, with a message for the user, if the data can't be used.
     """
-    folder = find_data(Path(data_dir))
-    train_set = MNIST(folder / "train.tar")
-    test_set = MNIST(folder / "test.tar")
-    for warning in check_sets(train_set, test_set):
-        print(f"warning: {warning}", file=sys.stderr)
+    folder = PROJECT / os.path.expanduser(data_dir)
+    if folder == DEFAULT_DIR and not find_tars(folder, "train") + find_tars(folder, "test"):
+        try:
+            download(folder)
+        except (ImportError, OSError, RuntimeError, http.client.HTTPException) as error:
+            # torchvision lists every mirror and what it answered, one below the other
+            reason = str(error).strip() or repr(error)
+            print(
+                f"warning: MNIST can't be downloaded to {folder}: {reason.splitlines()[-1].strip('<>')}\n"
+                "warning: this run uses the small sample in data/sample, so its accuracies will be lower",
+                file=sys.stderr,
+                flush=True,
+            )
+            folder = SAMPLE_DIR
+    train_set = load_set(folder, "train")
+    test_set = load_set(folder, "test")
+    check_overlap(train_set, test_set)
+    checksum = f"{train_set.checksum}-{test_set.checksum}-{validation_images}"
     kind = "test"
     if validation_images:
-        if validation_images >= len(train_set):
+        if not 0 < validation_images < len(train_set):
             raise UserError(
-                f"VALIDATION_IMAGES = {validation_images} leaves none of the {len(train_set):,} images in "
-                f"{folder / 'train.tar'} to train on"
+                f"VALIDATION_IMAGES = {validation_images} must be at least 0 and less than {len(train_set)}, "
+                "the number of training images"
             )
-        kind = "held-out"
+        kind = "validation"
         test_set = train_set.subset(slice(-validation_images, None))
         train_set = train_set.subset(slice(-validation_images))
     source = "the shipped sample" if folder == SAMPLE_DIR else f"{Path(data_dir)}/"
-    data = {
-        "description": f"{len(train_set):,} training and {len(test_set):,} {kind} images from {source}",
-        "folder": str(folder.resolve()),
-        "train_images": len(train_set),
-        "test_images": len(test_set),
-        "checksum": checksum(train_set, test_set),
-    }
-    return train_set, test_set, data
+    description = f"{len(train_set):,} training and {len(test_set):,} {kind} images from {source}"
+    return train_set, test_set, {"description": description, "kind": kind, "checksum": checksum}
 
 
-def checksum(*image_sets):
-    """Return a CRC-32 of all images and labels as 8 hexadecimal digits."""
-    value = 0
-    for image_set in image_sets:
-        value = zlib.crc32(image_set.images.numpy(), value)
-        value = zlib.crc32(image_set.labels.numpy(), value)
-    return f"{value:08x}"
+def find_tars(folder, name):
+    """Return the paths of all tars of this name in a folder, in capitals or not, compressed or not."""
+    names = [name + ending for ending in (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")]
+    return [path for path in folder.glob("*") if path.name.lower() in names]
 
 
-def find_data(data_dir):
-    """Return the folder to read the tars from, as `load_data` describes."""
-    if data_dir.is_file():
-        raise NotADirectoryError(f"{data_dir} is a file, but must be the folder of train.tar and test.tar")
-    for name in ("train.tar", "test.tar"):
-        # A dangling link is not missing: to replace it would hide a mistake.
-        if os.path.lexists(data_dir / name):
-            return data_dir
-    try:
-        download(data_dir)
-        return data_dir
-    except RuntimeError as error:
-        line = "!" * 88
+def load_set(folder, name):
+    """Return the images of the only tar of this name in a folder, and warn if they are dark on light."""
+    paths = find_tars(folder, name)
+    if len(paths) != 1:
+        content = textwrap.shorten(", ".join(sorted(os.listdir(folder))), 200, placeholder=" ...")
+        raise UserError(f"{folder} must hold one {name}.tar (or .tar.gz), but holds: {content or 'nothing'}")
+    image_set = MNIST(paths[0])
+    if image_set.images[:, ::4, ::4].float().mean() > 127:  # a part of the pixels is faster, and enough
         print(
-            f"\n{line}\n  MNIST COULD NOT BE DOWNLOADED. THIS RUN USES THE SMALL SAMPLE IN {SAMPLE_DIR}:\n"
-            "  4,000 training and 1,000 test images instead of 60,000 and 10,000, so the accuracies\n"
-            "  will be lower. To get the complete MNIST, connect to the internet and run again, or put\n"
-            f"  train.tar and test.tar into {data_dir.resolve()}\n"
-            f"  Reason: {error}\n{line}\n",
+            f"warning: the images in {paths[0]} are dark on light; MNIST's are light on dark, and so is what "
+            "the models see of your photos. Make the tar anew with 255 - image.",
             file=sys.stderr,
-            flush=True,
         )
-        return SAMPLE_DIR
+    return image_set
 
 
-def check_sets(train_set, test_set):
-    """Return a list of warnings about training and test images. Raises UserError if most images of one set
-    are in the other as well: testing on memorized images proves nothing."""
-    train_images = [image.tobytes() for image in train_set.images.numpy()]
-    test_images = [image.tobytes() for image in test_set.images.numpy()]
-    in_both = set(train_images) & set(test_images)
-    warnings = []
-    if in_both:
-        text = f"{len(in_both):,} images are in both train.tar and test.tar"
-        for name, images in (("train.tar", train_images), ("test.tar", test_images)):
-            fraction = sum(image in in_both for image in images) / len(images)
-            if fraction > 0.5:
-                raise UserError(f"{text}, {fraction:.0%} of {name}: test images must be new to the model")
-        warnings.append(text)
-    missing = sorted(set(range(10)) - set(train_set.labels.tolist()))
-    if missing:
-        digits = ", ".join(str(digit) for digit in missing)
-        warnings.append(f"train.tar has no image of {digits}, so no model can learn it")
-    return warnings
+def check_overlap(train_set, test_set):
+    """Warn of images that are in both sets. Raises UserError if most images of one are in the other:
+    testing on memorized images proves nothing."""
+    train_images = {image.tobytes() for image in train_set.images.numpy()}
+    test_images = {image.tobytes() for image in test_set.images.numpy()}
+    count = len(train_images & test_images)
+    if count:
+        text = f"{count:,} images are both training and test images"
+        if count > min(len(train_images), len(test_images)) / 2:
+            raise UserError(f"{text}: test images must be new to the model")
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def download(data_dir, timeout=10):
-    """Download MNIST and write it to `data_dir` as train.tar and test.tar. Raises RuntimeError with a
-    short reason if the download fails or a server is silent for `timeout` seconds, OSError if
-    `data_dir` can't be made."""
+    """Download MNIST and write it to `data_dir` as train.tar and test.tar. Raises what torchvision raises,
+    also if a server is silent for `timeout` seconds, and OSError if `data_dir` can't be written to."""
     data_dir.mkdir(parents=True, exist_ok=True)
     print(f"Downloading MNIST (4 files, 11.6 MB) to {data_dir} ...", flush=True)
     # A failed download must leave nothing behind.
@@ -415,10 +451,6 @@ def download(data_dir, timeout=10):
                 "train": datasets.MNIST(unfinished, train=True, download=True),
                 "test": datasets.MNIST(unfinished, train=False),
             }
-        except (ImportError, OSError, RuntimeError, http.client.HTTPException) as error:
-            # torchvision lists every mirror and what it answered, one below the other
-            reason = str(error).strip() or repr(error)
-            raise RuntimeError(reason.splitlines()[-1].strip("<>")) from error
         finally:
             socket.setdefaulttimeout(default_timeout)
         for name, images in mnist.items():
