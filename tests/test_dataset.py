@@ -652,24 +652,34 @@ def test_mnist_is_downloaded_to_the_default_folder_as_two_tars(default_dir, mirr
         assert tar.getnames()[7] == f"train/00007_{train_set.labels[7]}.png"
 
 
-def test_two_downloads_at_once_do_not_disturb_each_other(tmp_path, mirror):
-    in_processes(2, dataset.download, tmp_path / "data")
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["test.tar", "train.tar"]
-    assert [len(MNIST(tmp_path / "data" / name)) for name in ("train.tar", "test.tar")] == [30, 20]
+@pytest.fixture
+def small_dir(tmp_path, train_set, test_set):
+    """A folder with tars of 30 training and 20 test images."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    dataset.write_tar(folder / "train.tar", train_set.images[:30], train_set.labels)
+    dataset.write_tar(folder / "test.tar", test_set.images[:20], test_set.labels)
+    return folder
 
 
 @pytest.mark.parametrize("present", [["train.tar", "test.tar"], ["train.tar"], ["TEST.tar.gz"]], ids=str)
-def test_nothing_is_downloaded_to_where_a_tar_lies(default_dir, mirror, present):
+def test_nothing_is_downloaded_to_where_a_tar_lies(default_dir, small_dir, mirror, present):
     default_dir.mkdir()
     for name in present:
-        shutil.copy(dataset.SAMPLE_DIR / name.lower().removesuffix(".gz"), default_dir / name)
+        shutil.copy(small_dir / name.lower().removesuffix(".gz"), default_dir / name)
     if len(present) == 2:
-        assert len(dataset.load_data(default_dir)[0]) == 4000
+        assert len(dataset.load_data(default_dir)[0]) == 30
     else:
         with pytest.raises(UserError) as error:
             dataset.load_data(default_dir)
         assert present[0] in str(error.value)
     assert sorted(path.name for path in default_dir.iterdir()) == sorted(present)
+
+
+def test_two_downloads_at_once_do_not_disturb_each_other(tmp_path, mirror):
+    in_processes(2, dataset.download, tmp_path / "data")
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["test.tar", "train.tar"]
+    assert [len(MNIST(tmp_path / "data" / name)) for name in ("train.tar", "test.tar")] == [30, 20]
 
 
 @pytest.mark.parametrize(
@@ -763,16 +773,6 @@ def test_folders_are_relative_to_the_project_and_to_home(tmp_path, small_dir, mo
         monkeypatch.setenv(variable, str(tmp_path))
     train_set, _, data = dataset.load_data(f"~/{small_dir.name}")
     assert len(train_set) == 30 and small_dir.name in data["description"]
-
-
-@pytest.fixture
-def small_dir(tmp_path, train_set, test_set):
-    """A folder with tars of 30 training and 20 test images."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    dataset.write_tar(folder / "train.tar", train_set.images[:30], train_set.labels)
-    dataset.write_tar(folder / "test.tar", test_set.images[:20], test_set.labels)
-    return folder
 
 
 def test_images_dark_on_light_are_a_warning_that_names_the_tar(tmp_path, train_set, test_set, capsys):
