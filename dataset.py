@@ -13,11 +13,12 @@ import math
 import os
 import re
 import socket
-import struct
 import sys
 import tarfile
 import tempfile
+import textwrap
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
@@ -33,15 +35,21 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 MEAN = 0.1307
 STD = 0.3081
 
-# Bytes. A 28 x 28 image needs a few hundred, with colours and metadata a few thousand. A larger file is
-# not read: a damaged tar could fill the memory.
-MAX_FILE_SIZE = 10**6
+IMAGE_NAME = re.compile(r"(?:.*/)?([0-9]+)_([0-9])\.png", re.DOTALL | re.IGNORECASE)  # number, label
+MAX_FILE_SIZE = 10**6  # bytes; a 28 x 28 image needs a few hundred, with colours and metadata a few thousand
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG
 
-SAMPLE_DIR = Path(__file__).parent / "data" / "sample"
+RECORD = 785  # bytes of a decoded image: 784 pixels and a label
+MIN_KEPT = 6_000  # images; fewer are decoded in half a second
+CODE_CHECKSUM = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # at once: the file may be edited meanwhile
+
+PROJECT = Path(__file__).resolve().parent
+DEFAULT_DIR = PROJECT / "data"  # the only folder that MNIST is downloaded to
+SAMPLE_DIR = DEFAULT_DIR / "sample"
 
 
-class DataError(ValueError):
-    """Says what is wrong with the data, in words for the person at the shell. Names the file."""
+class UserError(ValueError):
+    """Says what is wrong, in words for the person at the shell."""
 
 
 # The images as a Dataset ----------------------------------------------------------------------------
@@ -61,17 +69,18 @@ class MNIST(Dataset):
 
     images: uint8 (N, 28, 28), ordered by number; 0 is background, 255 is ink.
     labels: int64 (N,), 0 to 9.
+    checksum: CRC-32 of the tar, 8 hexadecimal digits.
 
     `dataset[index]` returns (images, labels), the images normalized. An int gives one image
     (1, 28, 28) and its label. A list of ints, a tensor or a slice gives a whole batch
     (B, 1, 28, 28), (B,), many times faster than one image at a time.
 
-    Raises FileNotFoundError if there is no such tar, and DataError if it holds anything but such
-    images, folders and what macOS adds; the message names the tar and the member.
+    Raises OSError if the tar can't be read, and UserError if it holds anything but such images, folders
+    and what macOS and Windows add; the message names the tar and the member.
     """
 
     def __init__(self, tar_path, transform=None):
-        self.images, self.labels = read_tar(tar_path)
+        self.images, self.labels, self.checksum = read_images(Path(tar_path))
         self.transform = transform
 
     def to(self, device):
@@ -90,25 +99,22 @@ class MNIST(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index):
-        if isinstance(index, list) and index and min(index) >= 0:
-            # The usual case during training. index_select takes a third of the time of
-            # self.images[index], but does not accept negative ones.
-            index = torch.tensor(index, device=self.images.device)
-            images = self.images.index_select(0, index)
-            labels = self.labels.index_select(0, index)
-        else:
-            images = self.images[index]
-            labels = self.labels[index]
-        images = normalize(images)
+        images = normalize(self.images[index])
         if self.transform is not None:
             batch = images.view(-1, 1, 28, 28)  # a single image is a batch of one
             transformed = self.transform(batch)
-            if transformed.shape != batch.shape:
-                raise DataError(
-                    f"the transform must keep {tuple(batch.shape)}, but returned {tuple(transformed.shape)}"
-                )
+            expected, returned = kind_of(batch), kind_of(transformed)
+            if returned != expected:
+                raise UserError(f"the transform must return {expected}, but returned {returned}")
             images = transformed.view(images.shape)
-        return images, labels
+        return images, self.labels[index]
+
+
+def kind_of(value):
+    """Return what a message calls a tensor, such as torch.float32 (32, 1, 28, 28), or another object."""
+    if torch.is_tensor(value):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return f"an object of type {type(value).__name__}"
 
 
 def batches(image_set, batch_size, shuffle=False, drop_last=False):
@@ -142,16 +148,15 @@ class Augmentation:
     random amounts, so the model never sees quite the same image twice. `torch.manual_seed`
     makes it reproducible.
 
-    rotation: at most this many degrees to either side, 0 to 180.
-    shift: at most this many pixels in each direction, before scaling, 0 to 28.
+    rotation: at most this many degrees to either side.
+    shift: at most this many pixels in each direction, before scaling.
     scaling: grow or shrink by at most this fraction, 0 to below 1.
     elastic: standard deviation, in pixels, of a random displacement at the points of a 7 x 7 grid,
-        smooth between them, 0 to 14, after Simard, Steinkraus, Platt (2003), "Best Practices for
+        smooth between them, after Simard, Steinkraus, Platt (2003), "Best Practices for
         Convolutional Neural Networks Applied to Visual Document Analysis".
 
     Maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same shape. Pixel values are
-    interpolated; pixels from outside the image are background. Raises DataError when it is first used if
-    a limit is out of range.
+    interpolated; pixels from outside the image are background.
 
     In plain words, with an affine matrix and random displacements for each image:
 
@@ -169,7 +174,6 @@ class Augmentation:
     elastic: float = 0
 
     def __call__(self, images):
-        self._check()
         count = len(images)
         device = images.device
         # Each option draws its own random numbers, and only if it is on: rotation, scaling, shift, elastic.
@@ -205,17 +209,6 @@ class Augmentation:
         bumps = interpolate(points, 28, mode="bicubic", align_corners=True).view(49, 784)
         return torch.cat([affine, bumps])
 
-    def _check(self):
-        """Raise DataError if a limit is out of range."""
-        if not 0 <= self.rotation <= 180:
-            raise DataError(f"rotation = {self.rotation} must be 0 to 180 degrees")
-        if not 0 <= self.shift <= 28:
-            raise DataError(f"shift = {self.shift} must be 0 to 28 pixels")
-        if not 0 <= self.scaling < 1:
-            raise DataError(f"scaling = {self.scaling} must be 0 to below 1")
-        if not 0 <= self.elastic <= 14:
-            raise DataError(f"elastic = {self.elastic} must be 0 to 14 pixels")
-
 
 def random_amounts(size, device):
     """Return random numbers, uniformly distributed between -1 and 1."""
@@ -225,120 +218,123 @@ def random_amounts(size, device):
 # Reading and writing a tar --------------------------------------------------------------------------
 
 
-def read_tar(tar_path):
-    """Return the images, uint8 (N, 28, 28), and labels, int64 (N,), of a tar as `MNIST`
-    describes it, ordered by number. Raises what `MNIST` raises."""
-    check_is_file(tar_path)
-    pixels = bytearray()
-    numbers = []
-    labels = []
-    seen = set()
+def read_images(tar_path):
+    """Return the images, the labels and the checksum of a tar, as `MNIST` describes them. What was decoded
+    from a large tar is kept beside it, since it is read in a tenth of a second and decoded in four."""
+    content = tar_path.read_bytes()
+    checksum = f"{zlib.crc32(content):08x}"
+    kept_path = tar_path.with_name(f"{tar_path.name}.decoded")
+    records = read_kept(kept_path, checksum)
+    if records is None:
+        records = read_tar(tar_path, content)
+        if len(records) >= MIN_KEPT * RECORD:
+            keep(kept_path, checksum, records)
+    records = np.frombuffer(records, dtype=np.uint8).reshape(-1, RECORD)
+    images = torch.tensor(records[:, :784]).view(-1, 28, 28)
+    labels = torch.tensor(records[:, 784]).long()
+    return images, labels, checksum
+
+
+def read_kept(kept_path, checksum):
+    """Return the records in a file that `keep` has written. Return None if there is no such file, if it was
+    made from another tar or by another version of this module, or if it is damaged or cut."""
+    with suppress(OSError):
+        heading, _, records = kept_path.read_bytes().partition(b"\n")
+        if heading == heading_of(checksum, records):
+            return records
+    return None
+
+
+def keep(kept_path, checksum, records):
+    """Write records to a file, whole or not at all: if it can't be written, the next run decodes the tar."""
+    # In a folder of its own, since another process may write the same file at this moment.
+    with suppress(OSError), tempfile.TemporaryDirectory(prefix="kept-", dir=kept_path.parent) as folder:
+        unfinished = Path(folder) / kept_path.name
+        unfinished.write_bytes(heading_of(checksum, records) + b"\n" + records)
+        os.replace(unfinished, kept_path)
+
+
+def heading_of(checksum, records):
+    """Return the first line of a file that `keep` writes: checksums of the tar, of this module, whose next
+    version may decode differently, and of the records."""
+    return f"{checksum} {CODE_CHECKSUM} {zlib.crc32(records):08x}".encode()
+
+
+def read_tar(tar_path, content):
+    """Return a record for each image in the content of a tar, ordered by number: its 784 pixels and its
+    label, a byte each. Raises UserError, as `MNIST` does."""
+    records = {}  # by number
+    where = tar_path  # what an error is about
     try:
-        with tarfile.open(tar_path) as tar:
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             for member in tar:
                 where = f"{tar_path}: {member.name!r}"  # quoted, because it may hold anything
-                if member.size < 0:  # would send tarfile back to a member that it has read
-                    raise DataError(f"{where}: the tar is damaged")
-                if member.isdir() or is_added_by_macos(member.name):
+                # A damaged size could fill the memory, and a negative one sends tarfile in circles.
+                if not 0 <= member.size <= MAX_FILE_SIZE:
+                    raise ValueError(f"{member.size:,} bytes is no size of a 28 x 28 image")
+                if member.isdir() or is_added_by_system(member.name):
                     continue
-                number, label = parse_name(member, where)
-                if number in seen:
-                    raise DataError(f"{where}: there is another image with the number {number}")
-                pixels += decode(tar.extractfile(member).read(), where)
-                seen.add(number)
-                numbers.append(number)
-                labels.append(label)
-            check_end(tar, tar_path)
-    except DataError:
-        raise
-    except Exception as error:  # tarfile and the decompressors raise many kinds
+                number, label = parse_name(member)
+                if number in records:
+                    raise ValueError(f"another image has the number {number}")
+                with tar.extractfile(member) as file:
+                    records[number] = decode(file.read()) + bytes([label])
+            where = tar_path
+            check_end(tar)
+        if not records:
+            raise ValueError("it holds no image")
+    except Exception as error:  # tarfile, Pillow and the decompressors raise many kinds
         reason = str(error).partition("\n")[0].rstrip(":")
-        raise DataError(f"{tar_path} can't be read as a tar: {reason}") from error
-    if not numbers:
-        raise DataError(f"{tar_path} contains no image")
-    by_number = sorted(range(len(numbers)), key=numbers.__getitem__)
-    images = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, 28, 28)
-    return images[by_number], torch.tensor(labels)[by_number]
+        raise UserError(f"{where} can't be used: {reason}") from error
+    return b"".join(records[number] for number in sorted(records))
 
 
-def check_is_file(tar_path):
-    """Raise FileNotFoundError or DataError, naming the tar, if it is no file."""
-    if os.path.isfile(tar_path):
-        return
-    if os.path.exists(tar_path):  # opening a pipe would wait forever
-        raise DataError(f"{tar_path} is not a file, but a folder, a pipe or a device")
-    kind = "a link to a missing file" if os.path.islink(tar_path) else "no such file"
-    raise FileNotFoundError(f"{tar_path}: {kind}; a run needs train.tar and test.tar")
-
-
-def is_added_by_macos(name):
-    """Whether a member is one of those that macOS adds to every tar that it makes."""
+def is_added_by_system(name):
+    """Whether a member is one of those that macOS adds to every tar, and Windows to folders."""
     *folders, file_name = name.split("/")
-    return "__MACOSX" in folders or file_name.startswith("._") or file_name == ".DS_Store"
+    is_hidden = file_name.lower() in (".ds_store", "thumbs.db", "desktop.ini")
+    return is_hidden or file_name.startswith("._") or "__MACOSX" in folders
 
 
-def parse_name(member, where):
-    """Return the number and the label in a member's name. Raises DataError, starting with `where`, if
-    the member can't be an image of MNIST."""
-    match = re.fullmatch(r"(?:.*/)?([0-9]+)_([0-9])\.png", member.name, re.DOTALL)
-    if not member.isfile() or not match:
-        raise DataError(f"{where} is not an image named {{number}}_{{label}}.png with a label from 0 to 9")
-    if member.size > MAX_FILE_SIZE:
-        raise DataError(f"{where} has {member.size:,} bytes, too many for a 28 x 28 image")
-    return int(match[1]), int(match[2])
+def parse_name(member):
+    """Return the number and the label in a member's name. Raises ValueError if it is no image of MNIST."""
+    match = IMAGE_NAME.fullmatch(member.name)
+    if match and member.isfile():
+        return int(match[1]), int(match[2])
+    if member.issym() or member.islnk():
+        raise ValueError("it is a link: put the image itself into the tar")
+    raise ValueError("it is not an image named {number}_{label}.png with a label from 0 to 9")
 
 
-def check_end(tar, tar_path):
-    """Raise DataError if a tar that was read goes on with anything but zeros, or ends without any: tarfile
+def check_end(tar):
+    """Raise ValueError if a tar that was read goes on with anything but zeros, or ends without any: tarfile
     takes a cut or damaged header for the end."""
     tar.fileobj.seek(tar.offset)
-    rest = tar.fileobj.read(tarfile.BLOCKSIZE)
+    rest = tar.fileobj.read()
     if len(rest) < tarfile.BLOCKSIZE:
-        raise DataError(f"{tar_path} is cut off: get the complete file")
-    while rest:
-        if rest.strip(b"\0"):
-            raise DataError(f"{tar_path} is damaged at byte {tar.offset:,}: get an intact file")
-        rest = tar.fileobj.read(2**20)
+        raise ValueError("it is cut off: get the complete file")
+    if rest.strip(b"\0"):
+        raise ValueError(f"it is damaged at byte {tar.offset:,}: get an intact file")
 
 
-def decode(png, where):
+def decode(png):
     """Return the 784 bytes of a 28 x 28 grey PNG, also of one with fewer than 8 bits or in a colour
-    format that holds only opaque grey. Raises DataError, starting with `where`, for anything else."""
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 33:
-        raise DataError(f"{where} is not a PNG")
-    # Read here, because Pillow has its own ideas about huge images.
-    width, height, bits = struct.unpack(">IIB", png[16:25])
-    if (width, height) != (28, 28):
-        raise DataError(f"{where} is {width} x {height}, not 28 x 28 pixels")
-    if bits == 16:
-        raise DataError(f"{where} has 16 bits per channel: save it with 8")
-    try:
-        check_sums(png)
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            if image.mode == "L" and "transparency" not in image.info:
-                return image.tobytes()
-            bands = image.convert("RGBA").split()
-    except Exception as error:  # Pillow raises many kinds
-        raise DataError(f"{where} is damaged: {error}") from error
-    red, green, blue, alpha = (band.tobytes() for band in bands)
+    format that holds only opaque grey. Raises ValueError, or what Pillow raises, for anything else."""
+    image = PngImageFile(io.BytesIO(png))
+    if image.size != (28, 28):
+        raise ValueError(f"it has {image.width} x {image.height} instead of 28 x 28 pixels")
+    if png[24] == 16:  # Pillow would drop eight of them
+        raise ValueError("it has 16 bits per channel: save it with 8")
+    image.verify()  # checks the checksums of all chunks but the last, and closes the image
+    if PNG_END not in png:
+        raise ValueError("it is cut off or damaged")
+    image = PngImageFile(io.BytesIO(png))
+    if image.mode == "L" and "transparency" not in image.info:
+        return image.tobytes()
+    red, green, blue, alpha = (band.tobytes() for band in image.convert("RGBA").split())
     if not (red == green == blue and alpha == bytes([255]) * 784):
-        raise DataError(f"{where} has colours or transparency: save it as grey")
+        raise ValueError("it has colours or transparency: save it as grey")
     return red
-
-
-def check_sums(png):
-    """Raise ValueError unless all chunks of a PNG are complete and their checksums right. Pillow
-    does not check those of the pixels."""
-    position = 8
-    kind = None
-    while kind != b"IEND":
-        (length,) = struct.unpack_from(">I", png, position)
-        kind = png[position + 4 : position + 8]
-        end = position + 8 + length
-        (stated,) = struct.unpack_from(">I", png, end)
-        if stated != zlib.crc32(png[position + 4 : end]):
-            raise ValueError(f"wrong checksum of its chunk {kind.decode('ascii', 'replace')}")
-        position = end + 4
 
 
 def write_tar(tar_path, images, labels):
@@ -359,102 +355,88 @@ def write_tar(tar_path, images, labels):
 
 
 def load_data(data_dir, validation_images=0):
-    """Return the training set, the test set and a description of both, a dict.
+    """Return the training set, the test set and a dict that describes both.
 
-    data_dir: folder of train.tar and test.tar. If both are missing, MNIST is downloaded to it; if
-        that fails, the shipped sample is used, with a warning on standard error.
+    data_dir: folder of train.tar and test.tar, which may be compressed, such as train.tar.gz. It is
+        relative to the project's folder; ~ is the home folder. If there are no tars in the default, data,
+        MNIST is downloaded to it; if that fails, the shipped sample is used, with a warning.
     validation_images: 0, or how many of the last training images replace the test set.
 
-    The description holds a sentence for the user (`description`), the absolute path (`folder`), the numbers
-    of images (`train_images`, `test_images`), and a `checksum` of the images and labels, which identifies
-    them whatever their folder.
-    Raises OSError or DataError, with a message for the user, if the data can't be used.
+    The dict holds a sentence for the user (`description`), the `kind` of the second set, "test" or
+    "validation", and a `checksum`, a text that identifies the images.
+    Raises OSError or UserError, with a message for the user, if the data can't be used.
     """
-    folder = find_data(Path(data_dir))
-    train_set = MNIST(folder / "train.tar")
-    test_set = MNIST(folder / "test.tar")
-    for warning in check_sets(train_set, test_set):
-        print(f"warning: {warning}", file=sys.stderr)
+    folder = PROJECT / os.path.expanduser(data_dir)
+    if folder == DEFAULT_DIR and not find_tars(folder, "train") + find_tars(folder, "test"):
+        try:
+            download(folder)
+        except (ImportError, OSError, RuntimeError, http.client.HTTPException) as error:
+            # torchvision lists every mirror and what it answered, one below the other
+            reason = str(error).strip() or repr(error)
+            print(
+                f"warning: MNIST can't be downloaded to {folder}: {reason.splitlines()[-1].strip('<>')}\n"
+                "warning: this run uses the small sample in data/sample, so its accuracies will be lower",
+                file=sys.stderr,
+                flush=True,
+            )
+            folder = SAMPLE_DIR
+    train_set = load_set(folder, "train")
+    test_set = load_set(folder, "test")
+    check_overlap(train_set, test_set)
+    checksum = f"{train_set.checksum}-{test_set.checksum}-{validation_images}"
     kind = "test"
     if validation_images:
-        if validation_images >= len(train_set):
-            raise DataError(
-                f"VALIDATION_IMAGES = {validation_images} leaves none of the {len(train_set):,} images in "
-                f"{folder / 'train.tar'} to train on"
+        if not 0 < validation_images < len(train_set):
+            raise UserError(
+                f"VALIDATION_IMAGES = {validation_images} must be at least 0 and less than {len(train_set)}, "
+                "the number of training images"
             )
-        kind = "held-out"
+        kind = "validation"
         test_set = train_set.subset(slice(-validation_images, None))
         train_set = train_set.subset(slice(-validation_images))
     source = "the shipped sample" if folder == SAMPLE_DIR else f"{Path(data_dir)}/"
-    data = {
-        "description": f"{len(train_set):,} training and {len(test_set):,} {kind} images from {source}",
-        "folder": str(folder.resolve()),
-        "train_images": len(train_set),
-        "test_images": len(test_set),
-        "checksum": checksum(train_set, test_set),
-    }
-    return train_set, test_set, data
+    description = f"{len(train_set):,} training and {len(test_set):,} {kind} images from {source}"
+    return train_set, test_set, {"description": description, "kind": kind, "checksum": checksum}
 
 
-def checksum(*image_sets):
-    """Return a CRC-32 of all images and labels as 8 hexadecimal digits."""
-    value = 0
-    for image_set in image_sets:
-        value = zlib.crc32(image_set.images.numpy(), value)
-        value = zlib.crc32(image_set.labels.numpy(), value)
-    return f"{value:08x}"
+def find_tars(folder, name):
+    """Return the paths of all tars of this name in a folder, in capitals or not, compressed or not."""
+    names = [name + ending for ending in (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")]
+    return [path for path in folder.glob("*") if path.name.lower() in names]
 
 
-def find_data(data_dir):
-    """Return the folder to read the tars from, as `load_data` describes."""
-    if data_dir.is_file():
-        raise NotADirectoryError(f"{data_dir} is a file, but must be the folder of train.tar and test.tar")
-    for name in ("train.tar", "test.tar"):
-        # A dangling link is not missing: to replace it would hide a mistake.
-        if os.path.lexists(data_dir / name):
-            return data_dir
-    try:
-        download(data_dir)
-        return data_dir
-    except RuntimeError as error:
-        line = "!" * 88
+def load_set(folder, name):
+    """Return the images of the only tar of this name in a folder, and warn if they are dark on light."""
+    paths = find_tars(folder, name)
+    if len(paths) != 1:
+        content = textwrap.shorten(", ".join(sorted(os.listdir(folder))), 200, placeholder=" ...")
+        raise UserError(f"{folder} must hold one {name}.tar (or .tar.gz), but holds: {content or 'nothing'}")
+    image_set = MNIST(paths[0])
+    if image_set.images[:, ::4, ::4].float().mean() > 127:  # a part of the pixels is faster, and enough
         print(
-            f"\n{line}\n  MNIST COULD NOT BE DOWNLOADED. THIS RUN USES THE SMALL SAMPLE IN {SAMPLE_DIR}:\n"
-            "  4,000 training and 1,000 test images instead of 60,000 and 10,000, so the accuracies\n"
-            "  will be lower. To get the complete MNIST, connect to the internet and run again, or put\n"
-            f"  train.tar and test.tar into {data_dir.resolve()}\n"
-            f"  Reason: {error}\n{line}\n",
+            f"warning: the images in {paths[0]} are dark on light; MNIST's are light on dark, and so is what "
+            "the models see of your photos. Make the tar anew with 255 - image.",
             file=sys.stderr,
-            flush=True,
         )
-        return SAMPLE_DIR
+    return image_set
 
 
-def check_sets(train_set, test_set):
-    """Return a list of warnings about training and test images. Raises DataError if most images of one set
-    are in the other as well: testing on memorized images proves nothing."""
-    train_images = [image.tobytes() for image in train_set.images.numpy()]
-    test_images = [image.tobytes() for image in test_set.images.numpy()]
-    in_both = set(train_images) & set(test_images)
-    warnings = []
-    if in_both:
-        text = f"{len(in_both):,} images are in both train.tar and test.tar"
-        for name, images in (("train.tar", train_images), ("test.tar", test_images)):
-            fraction = sum(image in in_both for image in images) / len(images)
-            if fraction > 0.5:
-                raise DataError(f"{text}, {fraction:.0%} of {name}: test images must be new to the model")
-        warnings.append(text)
-    missing = sorted(set(range(10)) - set(train_set.labels.tolist()))
-    if missing:
-        digits = ", ".join(str(digit) for digit in missing)
-        warnings.append(f"train.tar has no image of {digits}, so no model can learn it")
-    return warnings
+def check_overlap(train_set, test_set):
+    """Warn of images that are in both sets. Raises UserError if most images of one are in the other:
+    testing on memorized images proves nothing."""
+    train_images = {image.tobytes() for image in train_set.images.numpy()}
+    test_images = {image.tobytes() for image in test_set.images.numpy()}
+    count = len(train_images & test_images)
+    if count:
+        text = f"{count:,} images are both training and test images"
+        if count > min(len(train_images), len(test_images)) / 2:
+            raise UserError(f"{text}: test images must be new to the model")
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def download(data_dir, timeout=10):
-    """Download MNIST and write it to `data_dir` as train.tar and test.tar. Raises RuntimeError with a
-    short reason if the download fails or a server is silent for `timeout` seconds, OSError if
-    `data_dir` can't be made."""
+    """Download MNIST and write it to `data_dir` as train.tar and test.tar. Raises what torchvision raises,
+    also if a server is silent for `timeout` seconds, and OSError if `data_dir` can't be written to."""
     data_dir.mkdir(parents=True, exist_ok=True)
     print(f"Downloading MNIST (4 files, 11.6 MB) to {data_dir} ...", flush=True)
     # A failed download must leave nothing behind.
@@ -469,10 +451,6 @@ def download(data_dir, timeout=10):
                 "train": datasets.MNIST(unfinished, train=True, download=True),
                 "test": datasets.MNIST(unfinished, train=False),
             }
-        except (ImportError, OSError, RuntimeError, http.client.HTTPException) as error:
-            # torchvision lists every mirror and what it answered, one below the other
-            reason = str(error).strip() or repr(error)
-            raise RuntimeError(reason.splitlines()[-1].strip("<>")) from error
         finally:
             socket.setdefaulttimeout(default_timeout)
         for name, images in mnist.items():
@@ -500,14 +478,14 @@ def read_digit(path):
     5. Cut out what is left and repeat 1 to 4, with more detail and less around it.
     6. Thicken thin strokes, reduce the digit to 20 pixels and centre it.
 
-    Raises DataError, which names the file, if it can't be read, or if it shows no digit or more than
+    Raises UserError, which names the file, if it can't be read, or if it shows no digit or more than
     one.
     """
     picture = open_picture(path)
     try:
         return make_image(picture.convert("L"))
     except ValueError as error:
-        raise DataError(f"{path} {error}") from error
+        raise UserError(f"{path} {error}") from error
 
 
 OPEN_SIDE = 600  # pixels: a large JPEG is decoded at this size or up to twice as large
@@ -515,18 +493,18 @@ OPEN_SIDE = 600  # pixels: a large JPEG is decoded at this size or up to twice a
 
 def open_picture(path):
     """Open a picture: upright as the camera says, on paper where it is transparent, in RGB, its longer
-    side at most 2 * OPEN_SIDE pixels. Raises DataError, which names the file, if it can't be read."""
+    side at most 2 * OPEN_SIDE pixels. Raises UserError, which names the file, if it can't be read."""
     if not os.path.isfile(path):  # opening a pipe would wait forever
         kind = "is a folder: name the pictures in it" if os.path.isdir(path) else "is not a file"
-        raise DataError(f"{path} {kind}" if os.path.exists(path) else f"{path}: no such file")
+        raise UserError(f"{path} {kind}" if os.path.exists(path) else f"{path}: no such file")
     try:
         with Image.open(path) as picture:
             picture.draft(None, (OPEN_SIDE, OPEN_SIDE))  # decodes a large JPEG in a fraction of the time
             picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow raises many kinds
-        raise DataError(f"{path} can't be read: save it as PNG or JPEG ({error})") from error
+        raise UserError(f"{path} can't be read: save it as PNG or JPEG ({error})") from error
     if picture.mode[0] in "IF":
-        raise DataError(f"{path} has more than 8 bits per pixel: save it as PNG or JPEG with 8")
+        raise UserError(f"{path} has more than 8 bits per pixel: save it as PNG or JPEG with 8")
     picture = picture.convert("RGBA")
     picture.thumbnail((2 * OPEN_SIDE, 2 * OPEN_SIDE), Image.Resampling.BOX)
     paper = Image.new("RGBA", picture.size, "black" if is_light_on_nothing(picture) else "white")
@@ -885,7 +863,7 @@ def read_digits(paths):
     for path in map(Path, paths):
         try:
             image = read_digit(path)
-        except DataError as error:
+        except UserError as error:
             print(f"warning: {' '.join(str(error).split())}", file=sys.stderr)
             continue
         names.append("".join(letter if letter.isprintable() else "?" for letter in path.name))
