@@ -40,7 +40,7 @@ MAX_FILE_SIZE = 10**6
 SAMPLE_DIR = Path(__file__).parent / "data" / "sample"
 
 
-class DataError(ValueError):
+class UserError(ValueError):
     """Says what is wrong with the data, in words for the person at the shell. Names the file."""
 
 
@@ -66,7 +66,7 @@ class MNIST(Dataset):
     (1, 28, 28) and its label. A list of ints, a tensor or a slice gives a whole batch
     (B, 1, 28, 28), (B,), many times faster than one image at a time.
 
-    Raises FileNotFoundError if there is no such tar, and DataError if it holds anything but such
+    Raises FileNotFoundError if there is no such tar, and UserError if it holds anything but such
     images, folders and what macOS adds; the message names the tar and the member.
     """
 
@@ -104,7 +104,7 @@ class MNIST(Dataset):
             batch = images.view(-1, 1, 28, 28)  # a single image is a batch of one
             transformed = self.transform(batch)
             if transformed.shape != batch.shape:
-                raise DataError(
+                raise UserError(
                     f"the transform must keep {tuple(batch.shape)}, but returned {tuple(transformed.shape)}"
                 )
             images = transformed.view(images.shape)
@@ -150,7 +150,7 @@ class Augmentation:
         Convolutional Neural Networks Applied to Visual Document Analysis".
 
     Maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same shape. Pixel values are
-    interpolated; pixels from outside the image are background. Raises DataError when it is first used if
+    interpolated; pixels from outside the image are background. Raises UserError when it is first used if
     a limit is out of range.
 
     In plain words, with an affine matrix and random displacements for each image:
@@ -206,15 +206,15 @@ class Augmentation:
         return torch.cat([affine, bumps])
 
     def _check(self):
-        """Raise DataError if a limit is out of range."""
+        """Raise UserError if a limit is out of range."""
         if not 0 <= self.rotation <= 180:
-            raise DataError(f"rotation = {self.rotation} must be 0 to 180 degrees")
+            raise UserError(f"rotation = {self.rotation} must be 0 to 180 degrees")
         if not 0 <= self.shift <= 28:
-            raise DataError(f"shift = {self.shift} must be 0 to 28 pixels")
+            raise UserError(f"shift = {self.shift} must be 0 to 28 pixels")
         if not 0 <= self.scaling < 1:
-            raise DataError(f"scaling = {self.scaling} must be 0 to below 1")
+            raise UserError(f"scaling = {self.scaling} must be 0 to below 1")
         if not 0 <= self.elastic <= 14:
-            raise DataError(f"elastic = {self.elastic} must be 0 to 14 pixels")
+            raise UserError(f"elastic = {self.elastic} must be 0 to 14 pixels")
 
 
 def random_amounts(size, device):
@@ -238,35 +238,35 @@ def read_tar(tar_path):
             for member in tar:
                 where = f"{tar_path}: {member.name!r}"  # quoted, because it may hold anything
                 if member.size < 0:  # would send tarfile back to a member that it has read
-                    raise DataError(f"{where}: the tar is damaged")
+                    raise UserError(f"{where}: the tar is damaged")
                 if member.isdir() or is_added_by_macos(member.name):
                     continue
                 number, label = parse_name(member, where)
                 if number in seen:
-                    raise DataError(f"{where}: there is another image with the number {number}")
+                    raise UserError(f"{where}: there is another image with the number {number}")
                 pixels += decode(tar.extractfile(member).read(), where)
                 seen.add(number)
                 numbers.append(number)
                 labels.append(label)
             check_end(tar, tar_path)
-    except DataError:
+    except UserError:
         raise
     except Exception as error:  # tarfile and the decompressors raise many kinds
         reason = str(error).partition("\n")[0].rstrip(":")
-        raise DataError(f"{tar_path} can't be read as a tar: {reason}") from error
+        raise UserError(f"{tar_path} can't be read as a tar: {reason}") from error
     if not numbers:
-        raise DataError(f"{tar_path} contains no image")
+        raise UserError(f"{tar_path} contains no image")
     by_number = sorted(range(len(numbers)), key=numbers.__getitem__)
     images = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, 28, 28)
     return images[by_number], torch.tensor(labels)[by_number]
 
 
 def check_is_file(tar_path):
-    """Raise FileNotFoundError or DataError, naming the tar, if it is no file."""
+    """Raise FileNotFoundError or UserError, naming the tar, if it is no file."""
     if os.path.isfile(tar_path):
         return
     if os.path.exists(tar_path):  # opening a pipe would wait forever
-        raise DataError(f"{tar_path} is not a file, but a folder, a pipe or a device")
+        raise UserError(f"{tar_path} is not a file, but a folder, a pipe or a device")
     kind = "a link to a missing file" if os.path.islink(tar_path) else "no such file"
     raise FileNotFoundError(f"{tar_path}: {kind}; a run needs train.tar and test.tar")
 
@@ -278,40 +278,40 @@ def is_added_by_macos(name):
 
 
 def parse_name(member, where):
-    """Return the number and the label in a member's name. Raises DataError, starting with `where`, if
+    """Return the number and the label in a member's name. Raises UserError, starting with `where`, if
     the member can't be an image of MNIST."""
     match = re.fullmatch(r"(?:.*/)?([0-9]+)_([0-9])\.png", member.name, re.DOTALL)
     if not member.isfile() or not match:
-        raise DataError(f"{where} is not an image named {{number}}_{{label}}.png with a label from 0 to 9")
+        raise UserError(f"{where} is not an image named {{number}}_{{label}}.png with a label from 0 to 9")
     if member.size > MAX_FILE_SIZE:
-        raise DataError(f"{where} has {member.size:,} bytes, too many for a 28 x 28 image")
+        raise UserError(f"{where} has {member.size:,} bytes, too many for a 28 x 28 image")
     return int(match[1]), int(match[2])
 
 
 def check_end(tar, tar_path):
-    """Raise DataError if a tar that was read goes on with anything but zeros, or ends without any: tarfile
+    """Raise UserError if a tar that was read goes on with anything but zeros, or ends without any: tarfile
     takes a cut or damaged header for the end."""
     tar.fileobj.seek(tar.offset)
     rest = tar.fileobj.read(tarfile.BLOCKSIZE)
     if len(rest) < tarfile.BLOCKSIZE:
-        raise DataError(f"{tar_path} is cut off: get the complete file")
+        raise UserError(f"{tar_path} is cut off: get the complete file")
     while rest:
         if rest.strip(b"\0"):
-            raise DataError(f"{tar_path} is damaged at byte {tar.offset:,}: get an intact file")
+            raise UserError(f"{tar_path} is damaged at byte {tar.offset:,}: get an intact file")
         rest = tar.fileobj.read(2**20)
 
 
 def decode(png, where):
     """Return the 784 bytes of a 28 x 28 grey PNG, also of one with fewer than 8 bits or in a colour
-    format that holds only opaque grey. Raises DataError, starting with `where`, for anything else."""
+    format that holds only opaque grey. Raises UserError, starting with `where`, for anything else."""
     if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 33:
-        raise DataError(f"{where} is not a PNG")
+        raise UserError(f"{where} is not a PNG")
     # Read here, because Pillow has its own ideas about huge images.
     width, height, bits = struct.unpack(">IIB", png[16:25])
     if (width, height) != (28, 28):
-        raise DataError(f"{where} is {width} x {height}, not 28 x 28 pixels")
+        raise UserError(f"{where} is {width} x {height}, not 28 x 28 pixels")
     if bits == 16:
-        raise DataError(f"{where} has 16 bits per channel: save it with 8")
+        raise UserError(f"{where} has 16 bits per channel: save it with 8")
     try:
         check_sums(png)
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
@@ -319,10 +319,10 @@ def decode(png, where):
                 return image.tobytes()
             bands = image.convert("RGBA").split()
     except Exception as error:  # Pillow raises many kinds
-        raise DataError(f"{where} is damaged: {error}") from error
+        raise UserError(f"{where} is damaged: {error}") from error
     red, green, blue, alpha = (band.tobytes() for band in bands)
     if not (red == green == blue and alpha == bytes([255]) * 784):
-        raise DataError(f"{where} has colours or transparency: save it as grey")
+        raise UserError(f"{where} has colours or transparency: save it as grey")
     return red
 
 
@@ -368,7 +368,7 @@ def load_data(data_dir, validation_images=0):
     The description holds a sentence for the user (`description`), the absolute path (`folder`), the numbers
     of images (`train_images`, `test_images`), and a `checksum` of the images and labels, which identifies
     them whatever their folder.
-    Raises OSError or DataError, with a message for the user, if the data can't be used.
+    Raises OSError or UserError, with a message for the user, if the data can't be used.
     """
     folder = find_data(Path(data_dir))
     train_set = MNIST(folder / "train.tar")
@@ -378,7 +378,7 @@ def load_data(data_dir, validation_images=0):
     kind = "test"
     if validation_images:
         if validation_images >= len(train_set):
-            raise DataError(
+            raise UserError(
                 f"VALIDATION_IMAGES = {validation_images} leaves none of the {len(train_set):,} images in "
                 f"{folder / 'train.tar'} to train on"
             )
@@ -431,7 +431,7 @@ def find_data(data_dir):
 
 
 def check_sets(train_set, test_set):
-    """Return a list of warnings about training and test images. Raises DataError if most images of one set
+    """Return a list of warnings about training and test images. Raises UserError if most images of one set
     are in the other as well: testing on memorized images proves nothing."""
     train_images = [image.tobytes() for image in train_set.images.numpy()]
     test_images = [image.tobytes() for image in test_set.images.numpy()]
@@ -442,7 +442,7 @@ def check_sets(train_set, test_set):
         for name, images in (("train.tar", train_images), ("test.tar", test_images)):
             fraction = sum(image in in_both for image in images) / len(images)
             if fraction > 0.5:
-                raise DataError(f"{text}, {fraction:.0%} of {name}: test images must be new to the model")
+                raise UserError(f"{text}, {fraction:.0%} of {name}: test images must be new to the model")
         warnings.append(text)
     missing = sorted(set(range(10)) - set(train_set.labels.tolist()))
     if missing:
@@ -500,14 +500,14 @@ def read_digit(path):
     5. Cut out what is left and repeat 1 to 4, with more detail and less around it.
     6. Thicken thin strokes, reduce the digit to 20 pixels and centre it.
 
-    Raises DataError, which names the file, if it can't be read, or if it shows no digit or more than
+    Raises UserError, which names the file, if it can't be read, or if it shows no digit or more than
     one.
     """
     picture = open_picture(path)
     try:
         return make_image(picture.convert("L"))
     except ValueError as error:
-        raise DataError(f"{path} {error}") from error
+        raise UserError(f"{path} {error}") from error
 
 
 OPEN_SIDE = 600  # pixels: a large JPEG is decoded at this size or up to twice as large
@@ -515,18 +515,18 @@ OPEN_SIDE = 600  # pixels: a large JPEG is decoded at this size or up to twice a
 
 def open_picture(path):
     """Open a picture: upright as the camera says, on paper where it is transparent, in RGB, its longer
-    side at most 2 * OPEN_SIDE pixels. Raises DataError, which names the file, if it can't be read."""
+    side at most 2 * OPEN_SIDE pixels. Raises UserError, which names the file, if it can't be read."""
     if not os.path.isfile(path):  # opening a pipe would wait forever
         kind = "is a folder: name the pictures in it" if os.path.isdir(path) else "is not a file"
-        raise DataError(f"{path} {kind}" if os.path.exists(path) else f"{path}: no such file")
+        raise UserError(f"{path} {kind}" if os.path.exists(path) else f"{path}: no such file")
     try:
         with Image.open(path) as picture:
             picture.draft(None, (OPEN_SIDE, OPEN_SIDE))  # decodes a large JPEG in a fraction of the time
             picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow raises many kinds
-        raise DataError(f"{path} can't be read: save it as PNG or JPEG ({error})") from error
+        raise UserError(f"{path} can't be read: save it as PNG or JPEG ({error})") from error
     if picture.mode[0] in "IF":
-        raise DataError(f"{path} has more than 8 bits per pixel: save it as PNG or JPEG with 8")
+        raise UserError(f"{path} has more than 8 bits per pixel: save it as PNG or JPEG with 8")
     picture = picture.convert("RGBA")
     picture.thumbnail((2 * OPEN_SIDE, 2 * OPEN_SIDE), Image.Resampling.BOX)
     paper = Image.new("RGBA", picture.size, "black" if is_light_on_nothing(picture) else "white")
@@ -885,7 +885,7 @@ def read_digits(paths):
     for path in map(Path, paths):
         try:
             image = read_digit(path)
-        except DataError as error:
+        except UserError as error:
             print(f"warning: {' '.join(str(error).split())}", file=sys.stderr)
             continue
         names.append("".join(letter if letter.isprintable() else "?" for letter in path.name))

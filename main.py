@@ -461,7 +461,7 @@ def describe(error):
     """Return an error as one line. If its message was not written for the person at the shell, add its
     type and the line of the project's code that led to it."""
     text = " ".join(str(error).split())
-    if isinstance(error, (OSError, UserError, dataset.DataError, plot.RunError)):
+    if isinstance(error, (OSError, UserError, dataset.UserError, plot.RunError)):
         return text
     project = Path(__file__).parent
     own_lines = []

@@ -46,7 +46,7 @@ def read(path):
     """Return what `read_digit` makes of a picture, or an empty image if it refuses it, which is named."""
     try:
         return dataset.read_digit(path)
-    except dataset.DataError as error:
+    except dataset.UserError as error:
         print(error, file=sys.stderr)
         return torch.zeros(28, 28, dtype=torch.uint8)
 

@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import normalize, to_tensor
 
 import dataset
-from dataset import DataError, MNIST
+from dataset import UserError, MNIST
 from helpers import idx
 
 
@@ -141,11 +141,11 @@ def test_transform_maps_normalized_batches(test_set):
 def test_transform_of_another_shape_is_named(test_set):
     smaller = test_set.subset(slice(None))
     smaller.transform = v2.CenterCrop(20)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         smaller[[3, 5]]
     assert "20" in str(error.value)
     smaller.transform = lambda images: images[:1]
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         smaller[[3, 5]]
 
 
@@ -274,7 +274,7 @@ def test_augmentation_obeys_the_seed(test_set):
 )
 def test_augmentation_refuses_other_limits(test_set, limits):
     (name,) = limits
-    with pytest.raises(DataError, match=name):
+    with pytest.raises(UserError, match=name):
         dataset.Augmentation(**limits)(test_set[:2][0])
 
 
@@ -407,7 +407,7 @@ BAD_MEMBERS = {
 @pytest.mark.parametrize("name, content", BAD_MEMBERS.values(), ids=BAD_MEMBERS)
 def test_bad_members_are_errors_that_name_tar_and_member(tmp_path, name, content):
     path = make_tar(tmp_path / "bad.tar", [("train/00000_0.png", png()), (name, content)])
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         MNIST(path)
     assert str(path) in str(error.value) and name in str(error.value)
 
@@ -420,7 +420,7 @@ def test_links_and_devices_are_errors(tmp_path, kind):
         link = tarfile.TarInfo("train/00001_5.png")
         link.type, link.linkname = kind, tar.getnames()[0]
         tar.addfile(link)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         MNIST(path)
     assert str(path) in str(error.value) and "train/00001_5.png" in str(error.value)
 
@@ -456,7 +456,7 @@ def test_names_that_lead_elsewhere_are_just_names(tmp_path, train_set):
 def test_numbers_may_be_of_any_length(tmp_path):
     black = png()
     MNIST(make_tar(tmp_path / "long.tar", [(f"{'9' * 200}_1.png", black), ("2_1.png", black)], "w"))
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         MNIST(make_tar(tmp_path / "twice.tar", [("1_1.png", black), ("001_1.png", black)]))
 
 
@@ -482,7 +482,7 @@ def test_tars_cut_off_anywhere_are_errors(tmp_path, mode):
     cut_path = tmp_path / "cut.tar"
     for cut in cuts:
         cut_path.write_bytes(whole[:cut])
-        with pytest.raises(DataError) as error:
+        with pytest.raises(UserError) as error:
             MNIST(cut_path)
         assert str(cut_path) in str(error.value) and "\n" not in str(error.value)
 
@@ -497,7 +497,7 @@ def test_members_that_tarfile_does_not_see_are_errors(tmp_path, what):
         path.write_bytes(with_flipped_bit(content, second.offset + 3))
     else:
         path.write_bytes(content + content)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         MNIST(path)
     assert str(path) in str(error.value)
 
@@ -525,7 +525,7 @@ def test_random_damage_gives_a_dataset_or_a_clear_error(tmp_path, mode):
         try:
             MNIST(path)[:]
             outcomes.add("data set")
-        except DataError as error:
+        except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
             outcomes.add("error")
     assert "error" in outcomes and (outcomes == {"data set", "error"} or mode == "w:gz")
@@ -541,17 +541,17 @@ def test_negative_sizes_do_not_send_tarfile_in_circles(tmp_path):
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     path.write_bytes(path.read_bytes()[:1024] + header + bytes(1024))
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         MNIST(path)
 
 
 def test_training_and_test_images_must_differ(train_set, test_set):
     assert dataset.check_sets(train_set, test_set) == []
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         dataset.check_sets(test_set, test_set)
     # most of the smaller set is enough, whichever that is
     for train, test in ((test_set.subset(slice(100)), test_set), (test_set, test_set.subset(slice(100)))):
-        with pytest.raises(DataError):
+        with pytest.raises(UserError):
             dataset.check_sets(train, test)
     mixed = copy.copy(test_set)
     mixed.images = torch.cat([train_set.images[:37], test_set.images[37:]])
@@ -572,10 +572,10 @@ def test_bad_tars_are_errors_that_name_the_tar(tmp_path):
     (tmp_path / "nothing.tar").touch()
     for name, exception in (
         ("absent.tar", FileNotFoundError),
-        ("text.tar", DataError),
-        ("empty.tar", DataError),
-        ("folder.tar", DataError),
-        ("nothing.tar", DataError),
+        ("text.tar", UserError),
+        ("empty.tar", UserError),
+        ("folder.tar", UserError),
+        ("nothing.tar", UserError),
     ):
         with pytest.raises(exception) as error:
             MNIST(tmp_path / name)
@@ -698,7 +698,7 @@ def test_one_of_two_tars_is_an_error_that_names_the_other(tmp_path, present, mis
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
 def test_a_pipe_is_an_error_that_names_it(tmp_path):
     os.mkfifo(tmp_path / "train.tar")
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         MNIST(tmp_path / "train.tar")
     assert str(tmp_path / "train.tar") in str(error.value)
 
@@ -743,6 +743,6 @@ def test_held_out_images_are_the_last_training_images(train_set):
     assert torch.equal(held_out.images, train_set.images[3000:])
     assert (data["train_images"], data["test_images"]) == (3000, 1000)
     assert data["checksum"] != dataset.load_data(dataset.SAMPLE_DIR)[2]["checksum"]
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         dataset.load_data(dataset.SAMPLE_DIR, 4000)
     assert "4000" in str(error.value)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 import dataset
-from dataset import DataError
+from dataset import UserError
 from helpers import PAPERS, paper
 
 PAPER, INK = 225, 60  # grey levels
@@ -203,7 +203,7 @@ def test_more_than_one_digit_is_an_error_that_names_the_file(tmp_path, fault):
         moved(SEVEN, -120) + FOUR + moved(FIVE, 120),
         moved(half(SEVEN), 70, 20) + moved(half(FIVE), 20, 130),  # one above the other
     ):
-        with pytest.raises(DataError) as error:
+        with pytest.raises(UserError) as error:
             read(fault(drawn(several)), tmp_path)
         assert str(tmp_path / "digit.png") in str(error.value) and "more than one" in str(error.value)
 
@@ -278,7 +278,7 @@ def test_colours_transparency_and_orientation_are_read(tmp_path, test_set):
 def test_paper_without_a_digit_is_an_error_that_names_the_file(tmp_path, noise):
     path = tmp_path / "empty.png"
     paper(np.eye(28, dtype=np.uint8), gradient=0.4, noise=noise).save(path)  # ink that nobody can see
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         dataset.read_digit(path)
     assert str(path) in str(error.value)
 
@@ -296,7 +296,7 @@ NOT_A_DIGIT = {
 
 @pytest.mark.parametrize("picture", NOT_A_DIGIT.values(), ids=NOT_A_DIGIT)
 def test_what_is_no_digit_is_an_error_that_names_the_file(tmp_path, picture):
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         read(picture(), tmp_path)
     assert str(tmp_path / "digit.png") in str(error.value)
 
