@@ -462,44 +462,63 @@ def download(data_dir, timeout=10):
 
 # A digit from a photo -------------------------------------------------------------------------------
 
+OPEN_SIDE = 600  # pixels: a large JPEG is decoded at this size or up to twice as large
+MOST_PIXELS = 10**8  # to decode: they take 400 MB
+SIDE = 150  # pixels of the longer side: enough to see a thin pen, and few enough to average noise away
+SURROUNDINGS = 0.25  # of the longer side: how far those of a pixel reach; farther than any stroke is wide
+MIDDLE_TONES = 0.2  # of all pixels: fewer have a middle tone, at the edges of strokes, if the light is even
+BROADEST = 0.22  # of the longer side: what is broader is no stroke, but a shadow or a table
+LEAST_CONTRAST = 12  # of 255 grey levels: paler ink can't be told from stains
+LEAST_SIGNAL = 4  # times the roughness of the paper: weaker ink can't be told from its grain
+LEVEL = 0.4  # of full ink: a pixel with more belongs to a stroke, one with less to a pale line
+FAINT = 0.3  # of full ink: the blurred edge of a stroke holds less
+TALL = 0.4  # of the height of the largest group: one that is taller may be a digit
+BESIDE = 0.3  # of the narrower one's width: two digits of a number share less
+NEAR = 0.15  # of the longer side of the largest group: what is nearer is a part of the same digit
+STROKE = 2  # pixels when the digit is 20 long: four of five digits of MNIST have wider strokes
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse a phone's largest JPEGs, which are decoded small
+
 
 def read_digit(path):
     """Read a photo or drawing of one digit and return it as MNIST's makers prepared theirs
     (LeCun et al. 1998, section III.A): uint8 (28, 28), 0 background to 255 ink, the longer
     side of the ink 20 pixels, its centre of mass in the middle.
 
-    path: any picture that Pillow reads, dark on light or light on dark, in any size. Uneven
-        light, ruled lines, a frame and the edge of the paper do no harm.
+    path: any picture that Pillow reads, dark on light or light on dark, in any size. The digit should
+        fill it. Uneven light, ruled lines, a frame and the edge of the paper do no harm.
 
     1. Bring the picture to the size that all others have.
-    2. Compare each pixel with the paper around it. What is darker is ink.
+    2. Find out whether the ink is light or dark, and how much of it each pixel holds.
     3. Gather ink that hangs together into groups.
-    4. Leave out the groups that are borders, lines, specks or frames.
-    5. Cut out what is left and repeat 1 to 4, with more detail and less around it.
-    6. Thicken thin strokes, reduce the digit to 20 pixels and centre it.
+    4. Leave out the groups that touch the edge of the picture and those that are frames.
+    5. See that the rest is one digit: the largest group and what lies near it.
+    6. Cut it out, thicken thin strokes, reduce it to 20 pixels and centre it.
 
     Raises UserError, which names the file, if it can't be read, or if it shows no digit or more than
     one.
     """
     picture = open_picture(path)
     try:
-        return make_image(picture.convert("L"))
+        ink = find_ink(ImageOps.contain(picture.convert("L"), (SIDE, SIDE)))
+        groups = leave_out_edge(find_groups(ink))
+        groups = [group for group in groups if not any(surrounds(group, other) for other in groups)]
+        check_single(groups)
+        return centre(thicken(cut_out(ink, groups)))
     except ValueError as error:
         raise UserError(f"{path} {error}") from error
-
-
-OPEN_SIDE = 600  # pixels: a large JPEG is decoded at this size or up to twice as large
 
 
 def open_picture(path):
     """Open a picture: upright as the camera says, on paper where it is transparent, in RGB, its longer
     side at most 2 * OPEN_SIDE pixels. Raises UserError, which names the file, if it can't be read."""
     if not os.path.isfile(path):  # opening a pipe would wait forever
-        kind = "is a folder: name the pictures in it" if os.path.isdir(path) else "is not a file"
-        raise UserError(f"{path} {kind}" if os.path.exists(path) else f"{path}: no such file")
+        raise UserError(f"{path} is not a file")
     try:
         with Image.open(path) as picture:
             picture.draft(None, (OPEN_SIDE, OPEN_SIDE))  # decodes a large JPEG in a fraction of the time
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"only a JPEG may have more than {MOST_PIXELS:,} pixels")
             picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow raises many kinds
         raise UserError(f"{path} can't be read: save it as PNG or JPEG ({error})") from error
@@ -507,56 +526,11 @@ def open_picture(path):
         raise UserError(f"{path} has more than 8 bits per pixel: save it as PNG or JPEG with 8")
     picture = picture.convert("RGBA")
     picture.thumbnail((2 * OPEN_SIDE, 2 * OPEN_SIDE), Image.Resampling.BOX)
-    paper = Image.new("RGBA", picture.size, "black" if is_light_on_nothing(picture) else "white")
+    drawn = np.asarray(picture.getchannel("A")) > 127
+    # A white drawing on nothing needs black paper. One that fills the picture has its own.
+    is_light = 0 < drawn.mean() < 0.5 and np.asarray(picture.convert("L"))[drawn].mean() > 127
+    paper = Image.new("RGBA", picture.size, "black" if is_light else "white")
     return Image.alpha_composite(paper, picture).convert("RGB")
-
-
-def is_light_on_nothing(picture):
-    """Whether a picture in RGBA shows light ink on a transparent background, and so needs dark paper."""
-    opacity = np.asarray(picture.getchannel("A"))
-    brightness = np.asarray(picture.convert("L"))
-    ink = opacity > 127
-    return 0 < ink.mean() < 0.5 and brightness[ink].mean() > 127
-
-
-def make_image(grey):
-    """Return the digit in a grey Pillow image as `read_digit` describes it. Raises ValueError that says
-    what the picture shows instead."""
-    _, digit = find_digit(grey)
-    ink, digit = find_digit(cut_out(grey, digit))
-    ink = crop(ink * grow(digit))
-    digit = shrink(thicken(ink))
-    check_shape(digit)
-    return centre(digit)
-
-
-def find_digit(grey):
-    """Return how much ink the pixels of the resized picture hold, float (H, W) from 0 to 1, and which
-    of them are the digit's, bool (H, W)."""
-    ink = find_ink(resize(grey))
-    groups = find_loose_groups(ink)
-    groups = drop_specks(groups)
-    groups = drop_frames(groups)
-    groups = drop_lines(groups)
-    check_single(groups)
-    return ink, join_parts(groups)
-
-
-SIDE = 150  # pixels: enough to see a thin pen, and few enough to average noise away
-LEAST_SIDE = 5  # pixels: a picture that is so much narrower than long shows no digit
-
-
-def resize(grey):
-    """Return a picture with a longer side of SIDE pixels, so that the lengths below fit every picture."""
-    scale = SIDE / max(grey.size)
-    size = [round(scale * side) for side in grey.size]
-    if min(size) < LEAST_SIDE:
-        raise ValueError("shows no digit: it is too narrow")
-    return grey.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
-
-
-LEAST_CONTRAST = 12  # of 255 grey levels: paler ink can't be told from stains
-LEAST_SIGNAL = 4  # times the roughness of the paper: weaker ink can't be told from its grain
 
 
 def find_ink(grey):
@@ -564,19 +538,15 @@ def find_ink(grey):
     all pixels at least half as dark as the darkest, so pale strokes count as much as dark ones."""
     if not is_dark_on_light(grey):
         grey = ImageOps.invert(grey)
-    darkness = np.asarray(find_paper(grey), dtype=float) - np.asarray(grey)
-    # Most pixels are paper, and a rough paper has darker and brighter ones.
-    roughness = np.median(darkness)
-    full = np.median(darkness[darkness >= darkness.max() / 2])
+    darkness = find_paper(grey) - np.asarray(grey)
+    half = darkness.max() / 2
+    full = np.median(darkness[darkness >= half])
+    # A rough paper has darker and brighter pixels.
+    roughness = np.median(darkness[darkness <= half])
     if full < max(LEAST_SIGNAL * roughness, LEAST_CONTRAST):
         raise ValueError("shows no digit: no ink stands out from the background")
     blank = 2 * roughness  # few pixels of the paper are darker than this
     return ((darkness - blank) / (full - blank)).clip(0, 1)
-
-
-SURROUNDINGS = (
-    0.1  # of the longer side, twice the width of most strokes: how far a pixel's surroundings reach
-)
 
 
 def is_dark_on_light(grey):
@@ -587,78 +557,41 @@ def is_dark_on_light(grey):
     return np.sum(difference**3) < 0
 
 
-BROADEST = 0.22  # of the longer side: what is broader is no stroke, but a shadow or a table
-
-
 def find_paper(grey):
-    """Return the picture without dark strokes: a grey closing. The bright paper grows over everything
-    that is narrow, and then shrinks back. Shadows, tables and other broad areas keep their
-    edges, so they count as paper."""
-    paper = grey.filter(ImageFilter.MedianFilter(3))  # single bright grains would grow as well
-    steps = round(BROADEST * max(grey.size) / 2)
-    # The same as MaxFilter(2 * steps + 1) and MinFilter(2 * steps + 1), but many times faster.
-    for _ in range(steps):
-        paper = paper.filter(ImageFilter.MaxFilter(3))
-    for _ in range(steps):
-        paper = paper.filter(ImageFilter.MinFilter(3))
-    return paper
+    """Return how bright the paper is under each pixel, float (H, W).
+
+    In even light a picture has two tones, paper and ink, and the paper is the brighter one, however
+    thick the strokes are. Otherwise it is a grey closing: the bright paper grows over all that is
+    narrow, and then shrinks back. Shadows, tables and other broad areas count as paper.
+    """
+    tones = np.asarray(grey, dtype=float)
+    darkest, brightest = grey.getextrema()
+    middle = (darkest + brightest) / 2
+    if np.mean(abs(tones - middle) < (brightest - darkest) / 4) < MIDDLE_TONES:
+        return np.full(tones.shape, np.median(tones[tones >= middle]))
+    small = grey.reduce(2)  # averages bright grains away, which would grow as well
+    width = 2 * round(BROADEST * max(small.size) / 2) + 1
+    paper = small.filter(ImageFilter.MaxFilter(width)).filter(ImageFilter.MinFilter(width))
+    return np.asarray(paper.resize(grey.size, Image.Resampling.BILINEAR), dtype=float)
 
 
 class Group:
-    """Ink that hangs together: mask, bool (H, W); amount, in pixels of full ink; and the smallest box
-    around it, whose bottom and right are just outside."""
+    """Ink that hangs together: ink, float (H, W), 0 elsewhere; amount, in pixels of full ink; and the
+    smallest box around it, whose bottom and right are just outside."""
 
-    def __init__(self, mask, ink):
-        self.mask = mask
-        self.amount = ink[mask].sum()
-        self.top, self.left, self.bottom, self.right = box_around(mask)
+    def __init__(self, ink):
+        self.ink = ink
+        self.amount = ink.sum()
+        self.left, self.top, self.right, self.bottom = Image.fromarray(ink > 0).getbbox()
         self.height = self.bottom - self.top
         self.width = self.right - self.left
 
 
-def box_around(mask):
-    """Return the smallest box around the true pixels of a mask: top, left, bottom, right. The last two
-    are just outside."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
-    return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
-
-
-LEVELS = (0.25, 0.4, 0.55, 0.7)  # fractions of full ink: a pixel with more belongs to a stroke
-
-
-def find_loose_groups(ink):
-    """Return the groups of ink that do not touch the edge of the picture, as the lines of the paper, its
-    border and a part of the next digit do.
-
-    A ruled line that crosses the digit makes one group with it, and that group touches the edge. Lines
-    are usually paler or thinner than strokes, so at a higher level they fall away and leave the digit
-    loose. The level is right when loose groups hold most of the ink in the middle. If no level is right,
-    the digit itself touches the edge, and all groups are returned.
-    """
-    height, width = ink.shape
-    middle = np.zeros(ink.shape, bool)
-    middle[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
-    for level in LEVELS:
-        groups = find_groups(ink, level)
-        loose = [group for group in groups if not touches_edge(group)]
-        amount = sum(ink[group.mask & middle].sum() for group in loose)
-        if loose and amount >= ink[(ink > level) & middle].sum() / 2:
-            return loose
-    return find_groups(ink, LEVELS[0])
-
-
-def touches_edge(group):
-    """Whether a group reaches the edge of the picture."""
-    height, width = group.mask.shape
-    return group.top == 0 or group.left == 0 or group.bottom == height or group.right == width
-
-
-def find_groups(ink, level):
-    """Return the groups of ink above a level, those with most ink first. Paint is poured on a pixel and
-    runs over all that hangs together, until no ink is left without paint. The ink is grown before, so
-    that small gaps do not part a stroke."""
-    mask = ink > level
+def find_groups(ink):
+    """Return the groups of ink, those with most ink first. Paint is poured on a pixel and runs over all
+    that hangs together, until no ink is left without paint. The ink is grown before, so that small gaps
+    do not part a stroke."""
+    mask = ink > LEVEL
     canvas = Image.fromarray(grow(mask).astype(np.int32))  # 0 paper, 1 ink without paint
     paint = 1
     for y, x in np.argwhere(mask).tolist():
@@ -666,7 +599,7 @@ def find_groups(ink, level):
             paint += 1
             ImageDraw.floodfill(canvas, (x, y), paint)
     labels = np.asarray(canvas) * mask
-    groups = [Group(labels == number, ink) for number in range(2, paint + 1)]
+    groups = [Group(ink * (labels == number)) for number in range(2, paint + 1)]
     return sorted(groups, key=lambda group: group.amount, reverse=True)
 
 
@@ -676,20 +609,20 @@ def grow(mask):
     return np.asarray(picture.filter(ImageFilter.MaxFilter(3))) > 0
 
 
-SPECK = 0.05  # of the ink of the largest group: a group with less is a speck
-
-
-def drop_specks(groups):
-    """Return the groups without those that hold little ink."""
-    return [group for group in groups if group.amount > SPECK * groups[0].amount]
-
-
-def drop_frames(groups):
-    """Return the groups without those drawn around another one."""
-    return [group for group in groups if not any(surrounds(group, other) for other in groups)]
-
-
-TALL = 0.4  # of the height of the largest group: one that is taller may be a digit
+def leave_out_edge(groups):
+    """Return the groups that do not touch the edge of the picture, as lines, a table and a part of the
+    next digit do. If they hold less than half of the ink in the middle, the digit itself touches the
+    edge, and all groups are returned."""
+    height, width = groups[0].ink.shape
+    loose = [
+        group
+        for group in groups
+        if group.top > 0 and group.left > 0 and group.bottom < height and group.right < width
+    ]
+    middle = np.s_[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    loose_ink = sum(group.ink[middle].sum() for group in loose)
+    all_ink = sum(group.ink[middle].sum() for group in groups)
+    return loose if loose and loose_ink >= all_ink / 2 else groups
 
 
 def surrounds(frame, group):
@@ -701,49 +634,29 @@ def surrounds(frame, group):
         and group.bottom < frame.bottom
         and group.right < frame.right
     )
-    hole = frame.mask[group.top : group.bottom, group.left : group.right]
+    hole = frame.ink[group.top : group.bottom, group.left : group.right]
     return inside and not hole.any() and group.height > TALL * frame.height
-
-
-FLAT = 0.25  # height of a line, as a fraction of its width; the bar of a 5 may be as flat, but is short
-
-
-def drop_lines(groups):
-    """Return the groups without flat ones that are wider than the tallest group: the digit may be
-    underlined."""
-    tallest = max(groups, key=lambda group: group.height)
-    return [group for group in groups if group.height > FLAT * group.width or group.width <= tallest.width]
-
-
-HEAVY = 0.5  # of the ink of the largest group: one with more may be a digit
 
 
 def check_single(groups):
     """Raise ValueError if two tall groups stand side by side, as the digits of a number do, or if one
-    that is heavy, too, lies far from the largest."""
+    with at least half the ink of the largest lies far from it."""
     largest = groups[0]
     tall = [group for group in groups if group.height > TALL * largest.height]
-    heavy = [group for group in tall if group.amount > HEAVY * largest.amount]
+    heavy = [group for group in tall if group.amount >= largest.amount / 2]
     are_digits = any(are_side_by_side(group, other) for group, other in combinations(tall, 2))
     are_apart = not all(is_near(largest, group) for group in heavy)
     if are_digits or are_apart:
         raise ValueError("shows more than one digit: keep one of them")
 
 
-IN_LINE = 0.5  # of the taller one's height: two digits of a number share more
-BESIDE = 0.3  # of the narrower one's width: two digits of a number share less
-
-
 def are_side_by_side(group, other):
-    """Whether two groups share much of their height and little of their width."""
+    """Whether two groups share more than half of their height and little of their width."""
     shared_height = min(group.bottom, other.bottom) - max(group.top, other.top)
     shared_width = min(group.right, other.right) - max(group.left, other.left)
-    in_line = shared_height > IN_LINE * max(group.height, other.height)
+    in_line = shared_height > max(group.height, other.height) / 2
     beside = shared_width < BESIDE * min(group.width, other.width)
     return in_line and beside
-
-
-NEAR = 0.15  # of the longer side of the largest group: what is nearer is a part of the same digit
 
 
 def is_near(largest, group):
@@ -753,43 +666,13 @@ def is_near(largest, group):
     return max(down, across) < NEAR * max(largest.height, largest.width)
 
 
-def join_parts(groups):
-    """Return the pixels of the digit, bool (H, W): those of the largest group, which comes first, and of
-    what lies near it, such as the bar of a 5."""
-    parts = [group.mask for group in groups if is_near(groups[0], group)]
-    return np.any(parts, axis=0)
-
-
-MARGIN = 0.4  # of the longer side of the digit: how much paper is cut out around it
-
-
-def cut_out(grey, digit):
-    """Return the part of a picture around the digit, which was found in the resized picture."""
-    top, left, bottom, right = box_around(digit)
-    margin = MARGIN * max(bottom - top, right - left)
-    scale = max(grey.size) / max(digit.shape)
-    box = (
-        max(0, scale * (left - margin)),
-        max(0, scale * (top - margin)),
-        min(grey.width, scale * (right + margin)),
-        min(grey.height, scale * (bottom + margin)),
-    )
-    return grey.crop([round(side) for side in box])
-
-
-FAINT = 0.3  # fraction of full ink: the blurred edge of a stroke holds less
-
-
-def crop(ink):
-    """Return ink without the faint rows and columns around it."""
-    strokes = ink > FAINT
-    if not strokes.any():
-        raise ValueError("shows no digit: its ink is too pale")
-    top, left, bottom, right = box_around(strokes)
+def cut_out(ink, groups):
+    """Return the ink of the digit: of the largest group, which comes first, and of what lies near it,
+    such as the bar of a 5."""
+    digit = sum(group.ink for group in groups if is_near(groups[0], group))
+    ink = ink * grow(digit > 0)
+    left, top, right, bottom = Image.fromarray(ink > FAINT).getbbox()
     return ink[top:bottom, left:right]
-
-
-STROKE = 2  # pixels when the digit is 20 long: four of five digits of MNIST have wider strokes
 
 
 def thicken(ink):
@@ -806,41 +689,23 @@ def thicken(ink):
 
 def stroke_width(ink):
     """Return the average width of the strokes in pixels: a stroke's area is its length times its width,
-    and its outline is twice its length. Counted along the sides of pixels a slanting outline is too long;
-    on average over all directions 4 / pi times."""
+    and its outline is twice its length. Counted along the sides of pixels, an outline is on average
+    4 / pi times too long."""
     mask = np.pad(ink > ink.max() / 2, 1)
     area = np.sum(mask)
     outline = np.sum(mask[1:] != mask[:-1]) + np.sum(mask[:, 1:] != mask[:, :-1])
     return 2 * area / (outline * math.pi / 4)
 
 
-def shrink(ink):
-    """Return ink reduced to a longer side of 20 pixels, float32 from 0 to 255."""
-    scale = 20 / max(ink.shape)
-    size = [max(1, round(scale * side)) for side in reversed(ink.shape)]
-    return np.asarray(Image.fromarray(np.float32(255 * ink)).resize(size, Image.Resampling.BOX))
-
-
-SOLID = 0.85  # fraction of its box: no digit of MNIST fills more than 0.78, but for a 1, which is narrow
-NARROW = 0.6  # of the longer side of the digit
-
-
-def check_shape(digit):
-    """Raise ValueError if ink fills its box, as dark squared paper or a pattern does."""
-    is_solid = np.mean(digit > 127) > SOLID
-    if is_solid and min(digit.shape) > NARROW * max(digit.shape):
-        raise ValueError("shows no digit, but ink everywhere")
-
-
-def centre(digit):
-    """Return a digit as a uint8 tensor (28, 28) with its centre of mass in the middle. In MNIST's own
-    images, that is the middle of pixel 14, counted from 0."""
-    rows = np.arange(digit.shape[0])
-    columns = np.arange(digit.shape[1])
-    top = round(14 - rows @ digit.sum(axis=1) / digit.sum())
-    left = round(14 - columns @ digit.sum(axis=0) / digit.sum())
+def centre(ink):
+    """Return ink reduced to a longer side of 20 pixels, as a uint8 tensor (28, 28) with its centre of
+    mass in the middle. In MNIST's own images, that is the middle of pixel 14, counted from 0."""
+    digit = ImageOps.contain(Image.fromarray(np.float32(255 * ink)), (20, 20), Image.Resampling.BOX)
+    mass = np.asarray(digit)
+    top = round(14 - np.arange(digit.height) @ mass.sum(axis=1) / mass.sum())
+    left = round(14 - np.arange(digit.width) @ mass.sum(axis=0) / mass.sum())
     image = Image.new("F", (28, 28))
-    image.paste(Image.fromarray(digit), (left, top))
+    image.paste(digit, (left, top))
     return torch.from_numpy(np.asarray(image).round().astype(np.uint8))
 
 
@@ -853,11 +718,11 @@ def pictures_in(folder):
 def read_digits(paths):
     """Read pictures of own digits with `read_digit`.
 
-    Returns a dict of arrays: names (M,); images, uint8 (M, 28, 28); originals, uint8
-    (M, 112, 112, 3), thumbnails. It is empty if no picture can be read.
+    Returns a dict of arrays: names (M,), with their folders if two have the same name; images, uint8
+    (M, 28, 28); originals, uint8 (M, 112, 112, 3), thumbnails. It is empty if no picture can be read.
     A picture that can't be read is named on standard error and left out.
     """
-    names = []
+    read = []
     images = []
     originals = []
     for path in map(Path, paths):
@@ -866,9 +731,13 @@ def read_digits(paths):
         except UserError as error:
             print(f"warning: {' '.join(str(error).split())}", file=sys.stderr)
             continue
-        names.append("".join(letter if letter.isprintable() else "?" for letter in path.name))
+        read.append(path)
         images.append(image.numpy())
         originals.append(np.asarray(ImageOps.pad(open_picture(path), (112, 112), color="white")))
-    if not names:
+    if not read:
         return {}
+    names = [path.name for path in read]
+    if len(set(names)) < len(names):
+        names = [path.as_posix() for path in read]
+    names = ["".join(letter if letter.isprintable() else "?" for letter in name) for name in names]
     return {"names": np.array(names), "images": np.stack(images), "originals": np.stack(originals)}
