@@ -67,7 +67,7 @@ def run_folders(results_dir):
 def read_run(folder):
     """Return the Run in a folder. Trainings without a finished epoch are left out. Raises ValueError that
     names a file that can't be read."""
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     with error_names(folder / "settings.json") as path:
         settings = json.loads(path.read_text(encoding="utf-8"))
         check_keys(settings, "date", "data", "versions", "seeds", "baseline", "experiments")
@@ -218,12 +218,13 @@ def summary(run):
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
         table.append([*row, gain, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.settings['date']}: {run.data}", f"Last epoch, {how}", ""]
-    lines += [*markdown(table), ""]
+    lines += markdown(table)
+    remarks = training_remarks(run)
     if gains:
-        lines.append(f"gain: {kind} accuracy over {baseline}, {unit_of(gains)}")
+        remarks.insert(0, f"gain: {kind} accuracy over {baseline}, {unit_of(gains)}")
     elif len(run.settings["experiments"]) > 1:
-        lines.append(f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
-    return [*lines, *training_remarks(run)]
+        remarks.insert(0, f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
+    return [*lines, "", *remarks] if remarks else lines
 
 
 def training_remarks(run):
@@ -341,29 +342,33 @@ def line_changes(old, new):
 
 def same_data(run, other):
     """Whether two runs had the same images, whatever the names of their folders."""
-    return all(run.settings["data"][key] == other.settings["data"][key] for key in ("checksum", "kind"))
+    data = run.settings["data"]
+    other_data = other.settings["data"]
+    return data["checksum"] == other_data["checksum"] and data["kind"] == other_data["kind"]
 
 
-def same_figures(old_seeds, new_seeds):
-    """Whether a finished experiment has the same losses and accuracies in two runs, to the last digit."""
-    old = [[columns[name] for name in FIGURES] for columns in old_seeds.values()]
-    new = [[columns[name] for name in FIGURES] for columns in new_seeds.values()]
-    return np.array_equal(old, new)
+def same_figures(old, new):
+    """Whether two experiments, {seed: {column: array}}, have the same figures, to the last digit."""
+    if old.keys() != new.keys():
+        return False
+    return all(np.array_equal(old[seed][column], new[seed][column]) for seed in new for column in FIGURES)
 
 
 def run_before(run):
     """Return the newest Run before this one that has finished, on the same data, or None. An earlier run that
     can't be read costs a line on standard error."""
-    for folder in run_folders(run.folder.parent):
-        if int(folder.name) < int(run.folder.name):
-            try:
-                before = read_run(folder)
-            except (OSError, ValueError) as error:
-                print(f"warning: {error}", file=sys.stderr)
-                continue
-            names = before.settings["experiments"]
-            if same_data(before, run) and all(is_finished(before, name) for name in names):
-                return before
+    folders = run_folders(run.folder.parent)
+    if run.folder not in folders:
+        return None
+    for folder in folders[folders.index(run.folder) + 1 :]:
+        try:
+            before = read_run(folder)
+        except (OSError, ValueError) as error:
+            print(f"warning: {error}", file=sys.stderr)
+            continue
+        has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
+        if has_finished and same_data(before, run):
+            return before
     return None
 
 
@@ -713,28 +718,27 @@ def plot_confusion(run):
     return figure
 
 
-MAPS_IN_A_ROW = 8
 MOST_MAPS = 64  # of a layer, so that no picture grows without bound
 MOST_LAYERS = 20  # of a model
+PROBABILITIES = "probabilities of the digits"  # no layer can have this name
 
 
 def plot_layers(run):
     """Return a Figure of one digit on its way through each model: what comes out of its layers."""
     if not run.records:
         return None
-    ways = {name: digit_way(record) for name, (_, record) in first_records(run).items()}
-    depth = max(sum(15 + step_height(values) for _, values in way) for way in ways.values())
     title = f"One digit on its way through the layers\n{run.data}"
-    figure, panels = bare_panels(title, len(ways), columns=4, width=4, height=0.3 + depth / 60)
-    for axes, (name, way) in zip(panels, ways.items()):
-        top = 0
-        for step, values in way:
-            top += 15  # the line above it
-            axes.text(0, top - 3, f"{step}: {shape_text(values)}", fontsize=8)
-            draw_step(axes, step, values, top)
-            top += step_height(values)
+    figure, panels = bare_panels(title, len(run.records), columns=4, width=4, height=1)
+    depth = 0
+    for axes, (name, (_, record)) in zip(panels, first_records(run).items()):
         axes.set_title(name, fontsize=10)
+        bottom = 0
+        for step, values in digit_way(record):
+            bottom = draw_step(axes, step, values, top=bottom + 15)
+        depth = max(depth, bottom + 15)
+    for axes in panels:
         axes.set(xlim=(0, 8 * 29), ylim=(depth, 0))
+    figure.set_figheight(0.6 + math.ceil(len(panels) / 4) * (0.3 + depth / 60))
     return figure
 
 
@@ -751,31 +755,29 @@ def digit_way(record):
     if len(drawn) > MOST_LAYERS:
         name, output = way.pop()
         way.append((f"{name}, the last of the first {MOST_LAYERS} layers", output))
-    return [*way, ("probabilities", softmax(record["input_logits"]))]
-
-
-def step_height(values):
-    """Return how high an array of a digit's way is drawn. An image of MNIST would be 29 high, and wide."""
-    if values.ndim == 3:
-        return 29 * math.ceil(min(len(values), MOST_MAPS) / MAPS_IN_A_ROW)
-    return 29 if values.ndim == 2 else 15
+    return [*way, (PROBABILITIES, softmax(record["input_logits"]))]
 
 
 def draw_step(axes, step, values, top):
-    """Draw maps (C, H, W) side by side, numbers (N,) as a strip, ten probabilities as bars."""
-    bottom = top + step_height(values)
-    place = (0, 8 * 29, bottom, top)
-    if step == "probabilities":
+    """Draw maps (C, H, W) in rows of eight, numbers (N,) as a strip, ten probabilities as bars. Return where
+    it ends. An image of MNIST would be 29 wide and high."""
+    axes.text(0, top - 3, f"{step}: {shape_text(values)}", fontsize=8)
+    look = {}
+    bottom = top + 15
+    if values.ndim == 3:
+        look = {"cmap": "gray"}
+        bottom = top + 29 * math.ceil(min(len(values), MOST_MAPS) / 8)
+        values = sheet(values[:MOST_MAPS], 8)
+    if step == PROBABILITIES:
         axes.bar(11 + 23 * np.arange(10), -15 * values, bottom=bottom, width=18, color=COLORS[0])
         for digit in range(10):
             axes.text(11 + 23 * digit, bottom + 9, digit, ha="center", fontsize=7)
-    elif values.ndim < 3:
-        axes.imshow(np.atleast_2d(values), extent=place)
-    elif step.startswith("filters"):
-        most = np.abs(values).max()
-        axes.imshow(sheet(values[:MOST_MAPS], 8), extent=place, cmap="RdBu", vmin=-most, vmax=most)
-    else:
-        axes.imshow(sheet(values[:MOST_MAPS], 8), extent=place, cmap="gray")
+        return bottom
+    if step.startswith("filters"):
+        most = np.nanmax(np.abs(values))
+        look = {"cmap": "RdBu", "vmin": -most, "vmax": most}
+    axes.imshow(np.atleast_2d(values), extent=(0, 8 * 29, bottom, top), **look)
+    return bottom
 
 
 MOST_DIGITS = 500  # in one picture

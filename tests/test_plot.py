@@ -214,7 +214,7 @@ DAMAGED = {
     "a list": ("settings.json", b"[]"),
     "of another program": ("settings.json", b'{"EXPERIMENTS": {}}'),
     "data is a number": ("settings.json", json.dumps({"data": 5}).encode()),
-    "no column val_loss": ("LeNet5-seed0.csv", f"{HEADER}\n1,1,1,1,1,1,1".replace("val_loss", "x").encode() + b"\n"),
+    "a column is missing": ("LeNet5-seed0.csv", b"epoch,train_loss,train_accuracy\n1,0.5,0.9\n"),
     "a word": ("LeNet5-seed0.csv", f"{HEADER}\n1,high,0.5,1,0.5,1,1\n".encode()),
     "too few numbers": ("LeNet5-seed0.csv", f"{HEADER}\n1,1,0.5\n2,1,0.5\n".encode()),
     "no text": ("LeNet5-seed0.csv", b"\xff\xfe\x00\n\n"),
@@ -639,7 +639,7 @@ def test_layers_show_maps_strips_and_probabilities(folder, trained):
     lenet, mlp = shown(folder, "layers").axes
     filters = "filters, blue is positive, red negative"
     layers = ["conv1", "conv2", "fc1", "fc2", "fc3"]
-    assert steps_of(lenet) == ["input", filters, *layers, "probabilities"]
+    assert steps_of(lenet) == ["input", filters, *layers, plot.PROBABILITIES]
     assert steps_of(mlp)[1:3] == ["layers.1", "layers.3"] and mlp.get_title() == "CustomMLP"
     record = trained["LeNet5"][0][1]
     conv1 = lenet.images[2].get_array().compressed()
