@@ -1,764 +1,854 @@
-"""Curves, tables and pictures, from small hand-made files and without training."""
+"""Tables and pictures of runs. The trainings in them are real, on few images of the sample."""
 
+import io
 import json
+import os
 import re
 import statistics
-from dataclasses import replace
+import subprocess
+import sys
+import warnings
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 
+import dataset
 import plot
+from model import CustomMLP, LeNet5, RegularizedLeNet5
 
-COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "learning_rate")
-HEADER = ",".join(COLUMNS)
-LENET = [
-    [
-        (1, 0.30, 0.20, 0.10, 0.970, 5, 0.01),
-        (2, 0.10, 0.97, 0.05, 0.985, 5, 0.02),
-        (3, 0.05, 0.985, 0.04, 0.990, 5, 0),
-    ],
-    [
-        (1, 0.40, 0.30, 0.20, 0.950, 5, 0.01),
-        (2, 0.20, 0.95, 0.15, 0.975, 5, 0.02),
-        (3, 0.15, 0.995, 0.06, 0.992, 5, 0),
-    ],
-]
-MLP = [[(epoch, 2.3, 0.1124, 2.3, 0.1135, 1, 0.01) for epoch in (1, 2, 3)]]
-FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+COLUMNS = ("epoch", *plot.FIGURES, "seconds", "learning_rate")
+EPOCHS = 3
+MODELS = {"LeNet5": LeNet5, "CustomMLP": CustomMLP, "RegularizedLeNet5": RegularizedLeNet5}
+CODE = {
+    "main.py": "EPOCHS = 3\n\nEXPERIMENTS = [\n    Experiment(\n        LeNet5,\n        0.02,\n    ),\n]\n",
+    "model.py": "class A:\n    activation = nn.ReLU()\n",
+}
 
 
-def write_csv(path, lines, header=HEADER):
-    path.write_text(
-        "\n".join([header, *(",".join(map(str, line)) for line in lines)]) + "\n", encoding="utf-8"
-    )
+def train(model, images, labels, optimizer=None):
+    """Return the average loss and the accuracy; with an optimizer, for one epoch of training."""
+    losses = []
+    correct = 0
+    for batch, targets in zip(images.split(50), labels.split(50)):
+        logits = model(dataset.normalize(batch))
+        loss = torch.nn.functional.cross_entropy(logits, targets)
+        if optimizer is not None:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+        correct += (logits.argmax(dim=1) == targets).sum().item()
+    return statistics.mean(losses), correct / len(labels)
 
 
-def write_settings(folder, description="three images from here", **changes):
-    row = {"epochs": 3, "learning_rate": 0.02, "transform": None}
+def train_one(name, seed, train_set, test_set):
+    """Return the rows of the CSV and the record that a training leaves."""
+    torch.manual_seed(seed)
+    model = MODELS[name]()
+    optimizer = torch.optim.Adam(model.parameters(), 0.003)
+    rows = []
+    test_set = test_set.subset(slice(300))
+    for epoch in range(1, EPOCHS + 1):
+        model.train()
+        train_figures = train(model, train_set.images[:500], train_set.labels[:500], optimizer)
+        model.eval()
+        with torch.no_grad():
+            test_figures = train(model, test_set.images, test_set.labels)
+        rows.append((epoch, *train_figures, *test_figures, 1.5, 0.003 / epoch))
+    return rows, record_of(model, train_set, test_set)
+
+
+@torch.no_grad()
+def record_of(model, train_set, test_set, transform=None):
+    """Return what a finished training writes into its npz file."""
+    images, labels = test_set.images, test_set.labels
+    logits = model.eval()(dataset.normalize(images))
+    record = {
+        "logits": logits.numpy(),
+        "labels": labels.numpy(),
+        "mistakes": images[logits.argmax(dim=1) != labels].numpy(),
+        "learning_rates": np.sin(np.linspace(0, 3, 20 * EPOCHS)).astype(np.float32),
+        "originals": train_set.images[:8].numpy(),
+        "input": images[0].numpy(),
+        "input_logits": logits[0].numpy(),
+    }
+    layers = []
+    hooks = []
+    for name, layer in model.named_modules():
+        if not list(layer.children()):
+            hooks.append(layer.register_forward_hook(lambda *call, name=name: layers.append((name, *call))))
+    model(dataset.normalize(images[:1]))
+    for hook in hooks:
+        hook.remove()
+    seen = set()
+    record["layer_parameters"] = []
+    for index, (name, layer, _, output) in enumerate(layers):
+        parameters = sum(parameter.numel() for parameter in layer.parameters())
+        record["layer_parameters"].append(0 if layer in seen else parameters)
+        record[f"output_{index}"] = output[0].numpy()
+        seen.add(layer)
+    record["layer_names"] = [name for name, *_ in layers]
+    record["layer_kinds"] = [type(layer).__name__ for _, layer, *_ in layers]
+    if isinstance(layers[0][1], torch.nn.Conv2d):
+        record["filters"] = layers[0][1].weight[:, 0].numpy()
+    return record
+
+
+@pytest.fixture(scope="module")
+def trained(train_set, test_set):
+    """{experiment: {seed: (rows of the CSV, record)}}"""
+    trainings = {}
+    for name in ("LeNet5", "CustomMLP"):
+        trainings[name] = {seed: train_one(name, seed, train_set, test_set) for seed in (0, 1)}
+    return trainings
+
+
+def make_run(folder, trainings, code=CODE, **changes):
+    """Write the folder of a run. A training whose record is None has not finished."""
+    folder.mkdir(parents=True)
+    (folder / "code").mkdir()
+    for name, source in code.items():
+        (folder / "code" / name).write_bytes(source if isinstance(source, bytes) else source.encode())
+    facts = {"epochs": EPOCHS, "parameters": 61706, "row": "Experiment(...)"}
     settings = {
-        "EPOCHS": 3,
-        "SEEDS": [0, 1],
-        "BASELINE": "LeNet",
-        "EXPERIMENTS": {"MLP": row, "LeNet": row},
-        "data": {"description": description},
-        "parameters": {"LeNet": 61706},
+        "date": "2026-01-01 12:00:00",
+        "data": {"description": "1,000 images from here", "kind": "test", "checksum": "abc"},
+        "versions": {"python": "3.11.7", "torch": "2.14.1", "numpy": "2.4.6"},
+        "seeds": sorted({seed for seeds in trainings.values() for seed in seeds}),
+        "baseline": "LeNet5",
+        "experiments": {name: facts for name in trainings},
     }
     (folder / "settings.json").write_text(json.dumps(settings | changes), encoding="utf-8")
+    for name, seeds in trainings.items():
+        for seed, (rows, record) in seeds.items():
+            write_training(folder / f"{name}-seed{seed}", rows, record)
+    return folder
+
+
+def write_training(path, rows, record=None):
+    """Write the CSV of a training and, if it has finished, its record."""
+    lines = [",".join(COLUMNS)]
+    for row in rows:
+        lines.append(",".join(f"{value:.6g}" for value in row))
+    path.with_name(f"{path.name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if record is not None:
+        np.savez(path.with_name(f"{path.name}.npz"), **record)
+
+
+def shown(folder, name=None):
+    """A run, with one of its pictures if it is named."""
+    run = plot.read_run(folder)
+    if name is None:
+        return run
+    figure = plot.plot_experiment(run, name) if name in run.stats else plot.PICTURES[name](run)
+    figure.draw_without_rendering()
+    return figure
+
+
+def edited(before, after):
+    """The run in a folder with what has changed since another one."""
+    run = plot.read_run(after)
+    return plot.replace(run, edit=plot.find_edit(plot.read_run(before), run))
+
+
+def column(training, name):
+    """A figure of all epochs, from the rows of a training."""
+    return np.array([float(f"{row[COLUMNS.index(name)]:.6g}") for row in training[0]])
+
+
+def cells(lines):
+    """The rows of the tables in some lines, as lists of texts."""
+    rows = [line for line in lines if line.startswith("|") and not line.startswith("| --")]
+    return [[text.strip() for text in row.split("|")[1:-1]] for row in rows]
+
+
+def by_title(figure):
+    return {axes.get_title().partition(":")[0]: axes for axes in figure.axes}
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """The folder of a run: LeNet with two seeds, MLP with one."""
-    for seed, lines in enumerate(LENET):
-        write_csv(tmp_path / f"LeNet-seed{seed}.csv", lines)
-    write_csv(tmp_path / "MLP-seed0.csv", MLP[0])
-    write_settings(tmp_path)
-    return tmp_path
+def folder(tmp_path, trained):
+    """The folder of a run: two experiments with two seeds."""
+    return make_run(tmp_path / "1", trained)
 
 
-def other_run(folder, name="other", **changes):
-    """A copy of the run in another folder, with changed settings."""
-    other = folder / name
-    other.mkdir()
-    for path in folder.glob("*.csv"):
-        (other / path.name).write_bytes(path.read_bytes())
-    write_settings(other, **changes)
-    return other
+# The files of a run
 
 
-def column(training, name, factor=1):
-    return [factor * line[COLUMNS.index(name)] for line in training]
-
-
-def errors(training, name):
-    """What is drawn of an accuracy: errors in percent."""
-    return [100 - 100 * value for value in column(training, name)]
-
-
-def lines_of(axes):
-    return [list(line.get_ydata()) for line in axes.lines]
-
-
-def result_table(run):
-    return plot.result_table(run, plot.gains_over_baseline(run))
-
-
-def after(folder, before):
-    """The run in a folder, to be compared with the run before."""
-    return replace(plot.read_run(folder), before=before)
-
-
-def legend_of(figure):
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    return legend, [text.get_text().strip() for text in legend.get_texts()]
-
-
-def test_read_run_gives_the_numbers_in_the_order_of_the_settings(folder):
-    stats = plot.read_run(folder).stats
-    assert list(stats) == ["MLP", "LeNet"] and list(stats["LeNet"]) == [0, 1]
+def test_read_run_gives_what_the_files_hold_in_the_order_of_the_settings(tmp_path, trained):
+    reverse = {name: trained[name] for name in ("LeNet5", "CustomMLP")}
+    run = shown(make_run(tmp_path / "1", reverse, seeds=[1, 0]))
+    assert list(run.stats) == ["LeNet5", "CustomMLP"] and list(run.stats["LeNet5"]) == [1, 0]
     for name in COLUMNS:
-        assert list(stats["LeNet"][1][name]) == column(LENET[1], name)
+        assert np.array_equal(run.stats["LeNet5"][1][name], column(trained["LeNet5"][1], name))
+    assert np.array_equal(run.records["LeNet5"][0]["logits"], trained["LeNet5"][0][1]["logits"])
+    assert run.code == {name: source.splitlines() for name, source in CODE.items()}
 
 
-def test_seeds_are_ordered_as_numbers_and_other_files_passed_over(tmp_path):
-    for seed in (10, 9):
-        write_csv(tmp_path / f"A-seed1-seed{seed}.csv", MLP[0])
-    (tmp_path / "A-seedx.csv").write_text("what is this", encoding="utf-8")
-    stats = plot.read_run(tmp_path).stats
-    assert {name: list(seeds) for name, seeds in stats.items()} == {"A-seed1": [9, 10]}
+def test_runs_are_those_folders_that_are_numbers_the_newest_first(tmp_path):
+    for name in ("1", "9", "10", "old", "9_copy"):
+        (tmp_path / name).mkdir()
+    assert [folder.name for folder in plot.run_folders(tmp_path)] == ["10", "9", "1"]
 
 
-def test_a_further_column_and_a_missing_one_do_no_harm(tmp_path):
-    further = [(line[0], 7, *line[1:]) for line in LENET[0]]
-    write_csv(tmp_path / "A-seed0.csv", further, HEADER.replace("epoch,", "epoch,norm_of_weights,"))
-    header = HEADER.replace(",train_accuracy", "").replace(",seconds", "")
-    missing = [(line[0], line[1], line[3], line[4], line[6]) for line in LENET[0]]
-    write_csv(tmp_path / "B-seed0.csv", missing, header)
-    run = plot.read_run(tmp_path)
-    table = result_table(run)
-    rows = {row[0]: dict(zip(table[0], row)) for row in table[1:]}
-    assert rows["A"]["val acc"] == rows["B"]["val acc"] == "99.00%" and rows["A"]["seconds"] == "15"
-    assert rows["A"]["train acc"] == "98.50%" and rows["B"]["train acc"] == ""
-    plot.draw_run(tmp_path)
-    assert {path.stem for path in tmp_path.glob("*.png")} == {"A", "B", "comparison"}
+def test_trainings_without_a_finished_epoch_are_left_out(folder):
+    (folder / "CustomMLP-seed0.csv").write_text("", encoding="utf-8")  # a full disk
+    write_training(folder / "CustomMLP-seed1", [])
+    (folder / "LeNet5-seed1.csv").unlink()
+    run = shown(folder)
+    assert {name: list(seeds) for name, seeds in run.stats.items()} == {"LeNet5": [0]}
+    assert "Not finished: LeNet5, seed 1: 0 of 3 epochs" in plot.summary(run)
 
 
-def test_experiment_has_its_four_curves_and_the_learning_rate(folder):
-    loss, accuracy, rate = plot.plot_experiment(plot.read_run(folder), "MLP").axes
-    assert lines_of(loss)[:2] == [column(MLP[0], "train_loss"), column(MLP[0], "val_loss")]
-    for line, name in zip(lines_of(accuracy), ("train_accuracy", "val_accuracy")):
-        assert line == pytest.approx(errors(MLP[0], name))
-    assert lines_of(rate) == [column(MLP[0], "learning_rate")]
-    assert not loss.collections  # no band for a single seed
+def test_half_a_line_at_the_end_is_left_out(folder):
+    path = folder / "LeNet5-seed0.csv"
+    path.write_text(path.read_text(encoding="utf-8")[:-2], encoding="utf-8")
+    assert list(shown(folder).stats["LeNet5"][0]["epoch"]) == [1, 2]
 
 
-def test_learning_rate_is_that_of_every_step(folder):
-    rates = np.sin(np.linspace(0, 3, 50))
-    write_outputs(folder, "LeNet-seed0", *wrong_answers(3), learning_rates=rates)
-    figure = plot.plot_experiment(plot.read_run(folder), "LeNet")
-    (line,) = figure.axes[2].lines
-    assert list(line.get_ydata()) == list(rates)
-    assert line.get_xdata()[0] == 0 and line.get_xdata()[-1] == 3  # epochs
+HEADER = ",".join(COLUMNS)
+DAMAGED = {
+    "no JSON": ("settings.json", b"{"),
+    "a list": ("settings.json", b"[]"),
+    "of another program": ("settings.json", b'{"EXPERIMENTS": {}}'),
+    "data is a number": ("settings.json", json.dumps({"data": 5}).encode()),
+    "a column is missing": ("LeNet5-seed0.csv", b"epoch,train_loss,train_accuracy\n1,0.5,0.9\n"),
+    "a word": ("LeNet5-seed0.csv", f"{HEADER}\n1,high,0.5,1,0.5,1,1\n".encode()),
+    "too few numbers": ("LeNet5-seed0.csv", f"{HEADER}\n1,1,0.5\n2,1,0.5\n".encode()),
+    "no text": ("LeNet5-seed0.csv", b"\xff\xfe\x00\n\n"),
+    "empty archive": ("LeNet5-seed0.npz", b""),
+    "no archive": ("LeNet5-seed0.npz", b"no archive"),
+}
 
 
-def test_several_seeds_are_a_mean_with_a_band_of_their_range(folder):
-    figure = plot.plot_comparison(plot.read_run(folder))
-    panels = {axes.get_title(): axes for axes in figure.axes}
-    for name, heading in plot.HEADINGS.items():
-        axes = panels[heading]
-        values = np.array([column(training, name) for training in LENET])
-        mlp_values = np.array(column(MLP[0], name))
+@pytest.mark.parametrize("name, content", DAMAGED.values(), ids=DAMAGED)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(folder, capsys, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        plot.read_run(folder)
+    for arguments in ([str(folder)], [str(folder), str(folder)]):
+        assert plot.main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(folder / name) in line
+
+
+# Tables
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_table_holds_means_deviations_and_paired_gains(tmp_path, trained, count):
+    trainings = {name: dict(list(seeds.items())[:count]) for name, seeds in trained.items()}
+    headings, *rows = cells(plot.summary(shown(make_run(tmp_path / "1", trainings))))
+    table = {row[0]: dict(zip(headings, row)) for row in rows}
+    ends = {}
+    for name, seeds in trainings.items():
+        ends[name] = [100 * column(training, "val_accuracy")[-1] for training in seeds.values()]
+        losses = [column(training, "val_loss")[-1] for training in seeds.values()]
+        accuracy, loss = f"{statistics.mean(ends[name]):.2f}", f"{statistics.mean(losses):.4f}"
+        if count > 1:
+            accuracy += f" ± {statistics.stdev(ends[name]):.2f}"
+            loss += f" ± {statistics.stdev(losses):.4f}"
+        assert table[name]["test acc"] == f"{accuracy}%" and table[name]["test loss"] == loss
+    differences = [mlp - lenet for mlp, lenet in zip(ends["CustomMLP"], ends["LeNet5"])]
+    gain = f"{statistics.mean(differences):+.2f}"
+    if count > 1:
+        gain += f" ± {statistics.stdev(differences) / count**0.5:.2f}"
+    assert table["CustomMLP"]["gain"] == gain and table["LeNet5"]["gain"] == ""
+
+
+def test_no_gain_is_given_unless_both_have_finished(folder, trained):
+    for name in trained:
+        (folder / f"{name}-seed1.npz").rename(folder / "kept")
+        lines = plot.summary(shown(folder))
+        assert all(row[4] == "" for row in cells(lines)[1:]) and any("No gain" in line for line in lines)
+        (folder / "kept").rename(folder / f"{name}-seed1.npz")
+
+
+def test_a_baseline_that_is_no_row_is_named(tmp_path, trained):
+    lines = plot.summary(shown(make_run(tmp_path / "1", trained, baseline="Le Net")))
+    assert any("gain" in line and "Le Net" in line for line in lines[1:] if not line.startswith("|"))
+
+
+def test_tables_and_pictures_say_test_or_validation(tmp_path, trained):
+    for kind, other in (("test", "validation"), ("validation", "test")):
+        data = {"description": "images", "kind": kind, "checksum": "abc"}
+        folder = make_run(tmp_path / kind, trained, data=data)
+        run = shown(folder)
+        texts = [*plot.summary(run), *plot.details(run)]
+        for figure in (plot.plot_comparison(run), plot.plot_experiment(run, "LeNet5")):
+            for axes in figure.axes:
+                texts.append(axes.get_title())
+                if axes.get_legend():
+                    texts += [text.get_text() for text in axes.get_legend().get_texts()]
+        text = "\n".join(texts)
+        assert f"{kind} acc" in text and f"{kind} loss" in text and other not in text
+
+
+def test_summary_names_what_has_not_finished(tmp_path, trained):
+    rows, _ = trained["LeNet5"][1]
+    folder = make_run(tmp_path / "1", trained | {"LeNet5": {0: trained["LeNet5"][0], 1: (rows[:2], None)}})
+    text = "\n".join(plot.summary(shown(folder)))
+    assert re.findall("Not finished: (.*)", text) == ["LeNet5, seed 1: 2 of 3 epochs"]
+
+
+def test_a_model_that_guesses_is_named(tmp_path, trained, train_set, test_set):
+    constant = LeNet5()
+    torch.nn.init.zeros_(constant.fc3.weight)
+    record = record_of(constant, train_set, test_set)
+    flat = [(epoch, 2.3, 0.11, 2.3, 0.11, 1, 0.01) for epoch in (1, 2, 3)]
+    large_loss = [(epoch, 300, 0.9, 3.1, 0.9, 1, 0.01) for epoch in (1, 2, 3)]  # but it has learned
+    trainings = {
+        "guesses": {0: (flat, trained["LeNet5"][0][1])},
+        "constant": {0: (large_loss, record)},
+        "learned": {0: (large_loss, trained["LeNet5"][0][1])},
+    }
+    text = "\n".join(plot.summary(shown(make_run(tmp_path / "1", trainings))))
+    assert re.findall("Warning: (.*), seed 0", text) == ["guesses", "constant"]
+
+
+def test_summary_md_holds_row_layers_and_epochs(tmp_path, trained):
+    facts = {"epochs": EPOCHS, "parameters": 61706, "row": "Experiment('LeNet5', ...)"}
+    folder = make_run(tmp_path / "1", {"LeNet5": trained["LeNet5"]}, experiments={"LeNet5": facts})
+    lines = plot.details(shown(folder))
+    assert any(facts["row"] in line for line in lines)
+    rows = cells(lines)
+    assert ["conv1", "Conv2d", "6 x 28 x 28", "156"] in rows and ["fc1", "Linear", "120", "48,120"] in rows
+    assert ["total", "", "", "61,706"] in rows
+    for epoch in range(EPOCHS):
+        values = [column(training, "val_loss")[epoch] for training in trained["LeNet5"].values()]
+        text = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+        assert [row[3] for row in rows if row[0] == str(epoch + 1)] == [text]
+
+
+# What did my edit do?
+
+
+def test_the_edit_is_the_lines_that_differ_with_their_places(folder, tmp_path, trained):
+    code = CODE | {"main.py": CODE["main.py"].replace("0.02", "0.005").replace("EPOCHS", "\nEPOCHS", 1)}
+    code |= {"model.py": CODE["model.py"] + "    pool = 5\n", "mine.py": "x = 1\n"}
+    later = make_run(tmp_path / "2", trained, code)
+    assert edited(folder, later).edit.changes == [
+        "main.py, line 6: -         0.02,",
+        "main.py, line 7: +         0.005,",
+        "mine.py is new",
+        "model.py, line 3: +     pool = 5",
+    ]
+    assert "mine.py is gone" in edited(later, folder).edit.changes
+
+
+def test_a_long_edit_is_cut_and_its_length_said(folder, tmp_path, trained):
+    long = "".join(f"x{number} = {number}\n\n" for number in range(50))
+    later = make_run(tmp_path / "2", trained, CODE | {"model.py": CODE["model.py"] + long})
+    changes = edited(folder, later).edit.changes
+    assert len(changes) == plot.MOST_LINES + 1 and "30 more" in changes[-1]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "# -*- coding: gbk -*-\nname = '卷积'\n".encode("gbk"),
+        b"\xef\xbb\xbfname = 1\n",
+        "# coding: latin-1\nname = 'é'\n".encode("latin-1"),
+        b"name = '\xff'\n",  # Python can't read it either
+        b"# coding: nothing\nname = 1\n",
+    ],
+)
+def test_code_is_read_as_python_reads_it(folder, tmp_path, trained, source):
+    later = make_run(tmp_path / "2", trained, CODE | {"model.py": source})
+    assert any("+ name = " in change for change in edited(folder, later).edit.changes)
+    assert "\ufeff" not in "".join(shown(later).code["model.py"])
+
+
+def test_experiments_whose_figures_differ_are_compared_seed_by_seed(folder, tmp_path, trained):
+    swapped = {"LeNet5": {0: trained["LeNet5"][1], 1: trained["LeNet5"][0]}}
+    other = {0: trained["CustomMLP"][1], 1: trained["CustomMLP"][1]}
+    edited_code = CODE | {"model.py": ""}
+    run = edited(folder, make_run(tmp_path / "2", trained | {"CustomMLP": other}, edited_code))
+    assert run.edit.experiments == ["CustomMLP"]  # LeNet5 has not changed
+    _, before, after = cells(plot.edit_lines(run))
+    assert before[:2] == ["CustomMLP", "1"] and after[:2] == ["CustomMLP", "2"]
+    old, new = (100 * column(trained["CustomMLP"][seed], "val_accuracy")[-1] for seed in (0, 1))
+    assert before[2] == f"{(old + new) / 2:.2f} ± {statistics.stdev([old, new]):.2f}%"
+    assert after[3] == f"{(new - old) / 2:+.2f} ± {statistics.stdev([new - old, 0]) / 2**0.5:.2f}"
+    figure = plot.plot_edit(run)
+    assert [line.get_linestyle() for line in figure.axes[0].lines[:2]] == ["--", "-"]  # before, after
+    assert "nn.ReLU" in figure.get_suptitle()
+    swapped_run = make_run(tmp_path / "3", trained | swapped)
+    assert edited(folder, swapped_run).edit.experiments == ["LeNet5"]  # same mean, other seeds
+
+
+def test_an_experiment_that_has_not_finished_is_not_compared(folder, tmp_path, trained):
+    rows, _ = trained["LeNet5"][0]
+    unfinished = trained | {"LeNet5": {0: (rows[:1], None), 1: trained["LeNet5"][1]}}
+    run = edited(folder, make_run(tmp_path / "2", unfinished, CODE | {"model.py": ""}))
+    text = "\n".join(plot.edit_lines(run))
+    assert "not finished: LeNet5" in text and "no loss" not in text
+    back = edited(tmp_path / "2", make_run(tmp_path / "3", trained))
+    assert "not finished: LeNet5" in "\n".join(plot.edit_lines(back)) and not back.edit.experiments
+
+
+def test_new_experiments_have_no_before(folder, tmp_path, trained):
+    run = edited(folder, make_run(tmp_path / "2", trained | {"new": trained["LeNet5"]}))
+    assert [row[:2] for row in cells(plot.edit_lines(run))[1:]] == [["new", "2"]]
+    (legend,) = plot.plot_edit(run).legends
+    (text,) = legend.get_texts()
+    assert text.get_text().startswith("new ")
+
+
+def test_what_is_said_if_code_or_figures_have_not_changed(folder, tmp_path, trained):
+    (line,) = filter(None, plot.edit_lines(edited(folder, make_run(tmp_path / "2", trained))))
+    assert line == "Nothing has changed since run 1"
+    other = trained | {"LeNet5": {0: trained["LeNet5"][1], 1: trained["LeNet5"][0]}}
+    other_text = "\n".join(plot.edit_lines(edited(folder, make_run(tmp_path / "3", other))))
+    assert "Nothing" not in other_text and "random" in other_text and "| LeNet5" in other_text
+    comment = CODE | {"model.py": CODE["model.py"] + "# better\n"}
+    same_text = "\n".join(plot.edit_lines(edited(folder, make_run(tmp_path / "4", trained, comment))))
+    assert "# better" in same_text and "no loss" in same_text
+    versions = {"python": "3.11.7", "torch": "2.15.0", "numpy": "2.4.6"}
+    run = edited(folder, make_run(tmp_path / "5", other, versions=versions))
+    assert run.edit.changes == ["torch: 2.14.1 -> 2.15.0"]
+
+
+def only(trained, seed=0):
+    """LeNet5 with one of its trainings, called seed 0."""
+    return {"LeNet5": {0: trained["LeNet5"][seed]}}
+
+
+def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_data(tmp_path, trained, capsys):
+    make_run(tmp_path / "1", only(trained))
+    make_run(tmp_path / "2", only(trained))
+    make_run(tmp_path / "3", {"LeNet5": {0: (trained["LeNet5"][0][0], None)}})  # interrupted
+    for number, changes in (("4", {"checksum": "xyz"}), ("5", {"kind": "validation"})):
+        data = {"description": "1,000 images from here", "kind": "test", "checksum": "abc"} | changes
+        make_run(tmp_path / number, only(trained), data=data)
+    make_run(tmp_path / "6", only(trained))
+    (tmp_path / "6" / "LeNet5-seed0.csv").write_text("epoch\nword\n", encoding="utf-8")
+    make_run(tmp_path / "12", only(trained))
+    last = make_run(tmp_path / "10", only(trained))
+    assert plot.run_before(shown(last)).folder == tmp_path / "2"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "LeNet5-seed0.csv" in line
+    assert plot.run_before(shown(tmp_path / "1")) is None
+
+
+def test_two_runs_given_by_number_are_compared(tmp_path, monkeypatch, capsys, trained):
+    monkeypatch.setattr(plot, "RESULTS", tmp_path)
+    make_run(tmp_path / "3", only(trained))
+    make_run(tmp_path / "5", only(trained, seed=1), CODE | {"model.py": ""})
+    assert plot.main(["3", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "- class A" in out and "| LeNet5" in out
+    (picture,) = tmp_path.glob("*.png")
+    assert picture.stat().st_size > 10_000 and str(picture) in out
+    assert plot.main(["3", "4"]) == 2  # there is no run 4
+    assert plot.main(["3", "5", "3"]) == 2
+
+
+def test_other_seeds_and_data_are_compared_only_if_asked_for_and_without_an_error(tmp_path, capsys, trained):
+    make_run(tmp_path / "1", {"LeNet5": trained["LeNet5"]})
+    make_run(tmp_path / "2", {"LeNet5": {seed + 2: each for seed, each in trained["LeNet5"].items()}})
+    plot.show_run(tmp_path / "2")
+    out = capsys.readouterr().out
+    assert "[0, 1] -> [2, 3]" in out and "seeds differ" in out
+    assert not (tmp_path / "2" / "edit.png").exists()
+    data = {"description": "others", "kind": "test", "checksum": "xyz"}
+    make_run(tmp_path / "3", {"LeNet5": {5: trained["LeNet5"][0], 6: trained["LeNet5"][0]}}, data=data)
+    assert plot.main([str(tmp_path / "1"), str(tmp_path / "3")]) == 0
+    out = capsys.readouterr().out
+    assert "1,000 images from here -> others" in out
+    _, before, after = cells(out.splitlines())
+    assert "±" in before[2] and re.fullmatch(r"[+-]\d+\.\d\d", after[3])
+
+
+# Curves
+
+
+def test_an_experiment_has_its_four_curves_and_the_rate_of_every_step(tmp_path, trained):
+    folder = make_run(tmp_path / "1", only(trained))
+    loss, accuracy, rate = shown(folder, "LeNet5").axes
+    for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
+        for line, part in zip(axes.lines, ("train", "val")):
+            values = column(trained["LeNet5"][0], f"{part}_{quantity}")
+            assert line.get_ydata() == pytest.approx(100 - 100 * values if quantity == "accuracy" else values)
+        assert not axes.collections  # no band for a single seed
+    (line,) = rate.lines
+    assert np.array_equal(line.get_ydata(), trained["LeNet5"][0][1]["learning_rates"])
+    assert line.get_xdata()[0] == 0 and line.get_xdata()[-1] == EPOCHS
+
+
+def test_several_seeds_are_a_mean_with_a_band_of_their_range(folder, trained):
+    panels = by_title(shown(folder, "comparison"))
+    for name, heading in shown(folder).headings.items():
+        values = np.array([column(training, name) for training in trained["LeNet5"].values()])
         if "accuracy" in name:
-            values, mlp_values = 100 - 100 * values, 100 - 100 * mlp_values
-        mlp, lenet = lines_of(axes)[:2]
-        assert lenet == pytest.approx(values.mean(axis=0))
-        assert mlp == pytest.approx(mlp_values)
-        (band,) = axes.collections
-        drawn = {tuple(point) for point in band.get_paths()[0].vertices.round(6)}
-        for epoch in (1, 2, 3):
+            values = 100 - 100 * values
+        assert panels[heading].lines[0].get_ydata() == pytest.approx(values.mean(axis=0))
+        drawn = {tuple(point) for point in panels[heading].collections[0].get_paths()[0].vertices.round(6)}
+        for epoch in range(EPOCHS):
             for edge in (values.min(axis=0), values.max(axis=0)):
-                assert (epoch, edge[epoch - 1].round(6)) in drawn
+                assert (epoch + 1, edge[epoch].round(6)) in drawn
 
 
-def test_training_and_validation_share_their_scale(folder):
-    figure = plot.plot_comparison(plot.read_run(folder))
-    figure.draw_without_rendering()
-    panels = {axes.get_title(): axes for axes in figure.axes}
+def test_an_interrupted_seed_counts_in_the_epochs_that_it_has_finished(tmp_path, trained):
+    seeds = {0: trained["LeNet5"][0], 1: (trained["LeNet5"][1][0][:1], None)}
+    figure = shown(make_run(tmp_path / "1", {"LeNet5": seeds}), "comparison")
+    first, second = (column(trained["LeNet5"][seed], "val_loss") for seed in (0, 1))
+    curve = by_title(figure)["test loss"].lines[0].get_ydata()
+    assert curve == pytest.approx([(first[0] + second[0]) / 2, first[1], first[2]])
+
+
+def test_training_and_test_share_their_scale_and_better_is_higher(folder):
+    panels = by_title(shown(folder, "comparison"))
     for quantity in ("loss", "accuracy"):
-        limits = panels[f"training {quantity}"].get_ylim()
-        assert limits == panels[f"validation {quantity}"].get_ylim()
-    low, high = panels["validation accuracy"].get_ylim()
-    assert low > high  # errors upside down: better is higher
+        assert panels[f"training {quantity}"].get_ylim() == panels[f"test {quantity}"].get_ylim()
+    low, high = panels["test accuracy"].get_ylim()
+    assert low > high  # errors upside down
 
 
-def test_guessing_is_marked_where_curves_come_near_it(folder):
-    figure = plot.plot_comparison(plot.read_run(folder))
-    panels = {axes.get_title(): axes for axes in figure.axes}
-    assert np.log(10) == pytest.approx(lines_of(panels["training loss"])[-1][0])
-    assert lines_of(panels["validation accuracy"])[-1] == [90, 90]
-    (folder / "MLP-seed0.csv").unlink()
-    for axes in plot.plot_comparison(plot.read_run(folder)).axes:
-        if axes.get_title() == "validation accuracy":
-            assert len(axes.lines) == 1
+def write_curves(folder, curves):
+    """A run with made-up curves: {name: [(loss, accuracy) of each epoch]}."""
+    trainings = {}
+    for name, points in curves.items():
+        rows = [(epoch, *point, *point, 1, 0.1) for epoch, point in enumerate(points, start=1)]
+        trainings[name] = {0: (rows, None)}
+    return make_run(folder, trainings)
 
 
-@pytest.mark.parametrize("experiments", [2, 8, 40])
+def test_guessing_is_marked_where_curves_come_near_it(tmp_path):
+    flat = write_curves(tmp_path / "1", {"A": [(2.3, 0.11), (2.2, 0.2)]})
+    loss, accuracy, _ = shown(flat, "A").axes
+    assert np.log(10) == pytest.approx(loss.lines[-1].get_ydata()[-1])
+    assert list(accuracy.lines[-1].get_ydata()) == [90, 90]
+    good = write_curves(tmp_path / "2", {"A": [(0.3, 0.9), (0.1, 0.97)]})
+    assert [len(axes.lines) for axes in shown(good, "A").axes[:2]] == [2, 2]
+
+
+@pytest.mark.parametrize("experiments", [2, 4, 6, 40])
 def test_one_legend_names_every_line_states_its_end_and_hides_nothing(tmp_path, experiments):
-    for index in range(experiments):
-        name = f"_{chr(65 + index % 26)}{chr(65 + index // 26)}"
-        lines = [(1, 1, 0.5, 1, 0.5, 1, 0.1), (2, 0.3, 0.9, 0.3, 0.98, 1, 0)]
-        write_csv(tmp_path / f"{name}-seed0.csv", lines)
-    figure = plot.plot_comparison(plot.read_run(tmp_path))
-    legend, texts = legend_of(figure)
+    names = [f"_{chr(65 + index % 26)}{chr(65 + index // 26)}" for index in range(experiments)]
+    figure = shown(write_curves(tmp_path / "1", dict.fromkeys(names, [(1, 0.5), (0.3, 0.98)])), "comparison")
+    (legend,) = figure.legends
     box = legend.get_window_extent()
     assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
     assert box.y0 >= 0 and box.x0 >= 0 and box.x1 <= figure.bbox.x1
-    assert len(texts) == experiments
-    assert all("98.00%" in text for text in texts)
+    texts = [text.get_text().strip() for text in legend.get_texts()]
+    assert [text.split()[0] for text in texts] == names and all("98.00%" in text for text in texts)
     looks = [(to_hex(line.get_color()), line.get_marker()) for line in figure.axes[0].lines]
     assert len(set(looks)) == experiments
 
 
-def test_a_sweep_has_shades_in_the_order_of_its_numbers():
-    names = ["LeNet5", "rate 0.05", "rate 0.005", "rate 0.01"]
-    looks = plot.looks_of(names)
-    darkness = [sum(looks[name]["color"][:3]) for name in ("rate 0.005", "rate 0.01", "rate 0.05")]
-    assert darkness == sorted(darkness) and looks["LeNet5"]["color"] == plot.COLORS[0]
+def test_more_than_four_experiments_get_shades_in_the_order_of_the_table():
+    names = ["rate 0.005", "rate 0.01", "rate 0.02", "rate 0.05", "rate 0.1"]
+    darkness = [sum(look["color"][:3]) for look in plot.looks_of(names).values()]
+    assert darkness == sorted(darkness)
+    assert [look["color"] for look in plot.looks_of(names[:4]).values()] == list(plot.COLORS)
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 10, 30, 200])
 def test_epochs_have_round_ticks_and_axes_are_named(tmp_path, epochs):
-    write_csv(
-        tmp_path / "A-seed0.csv", [(epoch, 1 / epoch, 0.5, 1, 0.5, 1, 0.1) for epoch in range(1, epochs + 1)]
-    )
-    run = plot.read_run(tmp_path)
-    for figure, panel in ((plot.plot_comparison(run), 2), (plot.plot_experiment(run, "A"), 1)):
-        figure.draw_without_rendering()
-        axes = figure.axes[panel]
+    folder = write_curves(tmp_path / "1", {"A": [(1 / epoch, 0.5) for epoch in range(1, epochs + 1)]})
+    for name, panel in (("comparison", 2), ("A", 1)):
+        axes = shown(folder, name).axes[panel]
         low, high = axes.get_xlim()
         ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
         assert 1 <= len(ticks) < 12 and all(tick == round(tick) for tick in ticks)
         assert axes.get_xlabel() and axes.get_ylabel()
 
 
-def test_99_and_99_2_percent_are_far_apart_though_another_curve_lies_at_11(folder):
-    figure = plot.plot_comparison(plot.read_run(folder))
-    figure.draw_without_rendering()
-    accuracy = figure.axes[2]
+def test_99_and_99_2_percent_are_far_apart_though_another_curve_lies_at_11(tmp_path):
+    curves = {"A": [(2.3, 0.1124)] * 3, "B": [(0.1, 0.97), (0.05, 0.985), (0.04, 0.992)]}
+    accuracy = shown(write_curves(tmp_path / "1", curves), "comparison").axes[2]
     low, high = (accuracy.transData.transform((3, error))[1] for error in (1.0, 0.8))
     assert (high - low) / accuracy.bbox.height > 0.03
-    errors = accuracy.get_yticks()  # locators may add some that lie outside
-    assert len([error for error in errors if 1 <= error <= 10]) >= 3
+    assert len([error for error in accuracy.get_yticks() if 1 <= error <= 10]) >= 3
 
 
 def test_curves_near_to_each_other_get_ticks_of_their_own(tmp_path):
-    write_csv(
-        tmp_path / "A-seed0.csv",
-        [(1, 0.031, 0.9911, 0.031, 0.9911, 1, 0), (2, 0.03, 0.9913, 0.03, 0.9913, 1, 0)],
-    )
-    for axes in plot.plot_experiment(plot.read_run(tmp_path), "A").axes[:2]:
+    folder = write_curves(tmp_path / "1", {"A": [(0.031, 0.9911), (0.03, 0.9913)]})
+    for axes in shown(folder, "A").axes[:2]:
         low, high = sorted(axes.get_ylim())
         assert len([tick for tick in axes.get_yticks() if low <= tick <= high]) >= 3
-
-
-@pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("column", FIGURES)
-def test_a_column_that_all_lack_is_left_out(tmp_path, column):
-    index = COLUMNS.index(column)
-    header = HEADER.replace(f",{column}", "")
-    for name in ("LeNet", "MLP"):
-        lines = [(*line[:index], *line[index + 1 :]) for line in LENET[0]]
-        write_csv(tmp_path / f"{name}-seed0.csv", lines, header)
-    write_settings(tmp_path, SEEDS=[0])
-    plot.draw_run(tmp_path)
-    assert {path.stem for path in tmp_path.glob("*.png")} == {"LeNet", "MLP", "comparison"}
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("loss, accuracy", [(1e-9, 1), (1e-9, 0.9999), (2.3, 0.1135), (1e9, 0)])
 def test_every_value_can_be_drawn(tmp_path, loss, accuracy):
-    write_csv(tmp_path / "A-seed0.csv", [(1, loss, accuracy, loss, accuracy, 1, 0.1)])
-    write_csv(
-        tmp_path / "B-seed0.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1), (2, loss, accuracy, loss, accuracy, 1, 0)]
-    )
-    write_csv(tmp_path / "B-seed1.csv", [(1, 1, 0.5, 1, 0.5, 1, 0.1)])
-    plot.draw_run(tmp_path)
-    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("A", "B", "comparison"))
+    curves = {"A": [(loss, accuracy)], "B": [(1, 0.5), (loss, accuracy)]}
+    folder = write_curves(tmp_path / "1", curves)
+    assert plot.show_run(folder)
+    assert all((folder / f"{name}.png").stat().st_size > 10_000 for name in ("A", "B", "comparison"))
 
 
-def test_summary_holds_means_deviations_and_gains(folder):
-    write_settings(folder, BASELINE="MLP", SEEDS=[0])
-    headings, mlp, lenet = result_table(plot.read_run(folder))
-    assert headings == [
-        "experiment",
-        "train acc ± SD",
-        "val loss ± SD",
-        "val acc ± SD",
-        "gain ± SE",
-        "seconds",
-    ]
-    accuracies = [100 * column(training, "val_accuracy")[-1] for training in LENET]
-    losses = [column(training, "val_loss")[-1] for training in LENET]
-    assert lenet[0] == "LeNet" and mlp[4] == "" and lenet[4] == "+87.75" and lenet[5] == "15"
-    assert lenet[2] == f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
-    assert lenet[3] == f"{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}%"
-
-
-def test_gain_has_a_standard_error(folder):
-    for seed, lines in enumerate(LENET):
-        changed = [(*line[:4], line[4] - 0.01, *line[5:]) for line in lines]
-        write_csv(folder / f"A-seed{seed}.csv", changed)
-    write_settings(folder, BASELINE="A")
-    table = {row[0]: row[4] for row in result_table(plot.read_run(folder))}
-    values = [100 * lines[-1][4] for lines in LENET]
-    assert table["LeNet"] == f"+1.00 ± {statistics.stdev(values):.2f}"  # sqrt(s²/2 + s²/2)
-
-
-def test_no_gain_is_given_unless_both_have_finished(folder):
-    write_settings(folder, SEEDS=[0])
-    run = plot.read_run(folder)
-    assert result_table(run)[1][4] == "-87.75"
-    for name, lines in (("MLP", MLP[0]), ("LeNet", LENET[0])):
-        write_csv(folder / f"{name}-seed0.csv", lines[:2])
-        run = plot.read_run(folder)
-        assert not plot.gains_over_baseline(run)
-        assert any("No gain" in line for line in plot.summary(run))
-        write_csv(folder / f"{name}-seed0.csv", lines)
-
-
-def test_a_baseline_that_is_no_row_is_named(folder):
-    write_settings(folder, BASELINE="Le Net", SEEDS=[0])
-    (line,) = [line for line in plot.summary(plot.read_run(folder)) if "gain" in line]
-    assert "'Le Net'" in line
-
-
-def test_details_hold_every_epoch(folder):
-    text = "\n".join(plot.details(plot.read_run(folder)))
-    mlp, lenet = text.split("## ")[1:]
-    assert mlp.startswith("MLP") and lenet.startswith("LeNet")
-    for epoch, row in enumerate(plot.epoch_table(plot.read_run(folder).stats["LeNet"])[1:]):
-        values = [training[epoch][3] for training in LENET]
-        assert row[0] == str(epoch + 1)
-        assert row[3] == f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
-    assert epoch == 2
-
-
-def test_summary_names_what_did_not_finish(folder):
-    write_csv(folder / "LeNet-seed1.csv", LENET[1][:2])
-    text = "\n".join(plot.summary(plot.read_run(folder)))
-    assert re.findall(r"Not finished: (.*)", text) == [
-        "MLP, seed 1: 0 of 3 epochs",
-        "LeNet, seed 1: 2 of 3 epochs",
-    ]
-
-
-def test_a_run_without_a_finished_epoch_still_has_a_summary(tmp_path):
-    write_settings(tmp_path)
-    plot.draw_run(tmp_path)
-    assert "Not finished: MLP, seed 0" in (tmp_path / "summary.md").read_text(encoding="utf-8")
-    assert not list(tmp_path.glob("*.png"))
-
-
-@pytest.mark.parametrize("sizes", [[3], [8], [20, 20]])
-def test_the_table_fits_into_a_screen(tmp_path, sizes):
-    for index, size in enumerate(sizes):
-        for seed in range(2):
-            write_csv(tmp_path / f"{chr(65 + index) * size}-seed{seed}.csv", LENET[seed])
-    rows = {chr(65 + index) * size: {"epochs": 3} for index, size in enumerate(sizes)}
-    write_settings(tmp_path, EXPERIMENTS=rows, BASELINE="A" * sizes[0])
-    assert max(len(line) for line in plot.summary(plot.read_run(tmp_path))) <= 100
-    assert "| A" in "\n".join(plot.summary(plot.read_run(tmp_path)))
-    figures = {"epoch": 10, "train_loss": 0.5, "train_accuracy": 1, "val_loss": 0.5, "val_accuracy": 1}
-    assert len(plot.progress("A" * sizes[0], 0, 10, figures | {"seconds": 100})) <= 100
-
-
-def edited_run(folder, **changes):
-    """A later run with changed settings, LeNet's first seed and its code."""
-    other = other_run(folder, "later", **changes)
-    write_csv(other / "LeNet-seed0.csv", LENET[1])
-    return other
-
-
-def test_an_edit_is_named_with_what_it_did(folder):
-    rows = {
-        "MLP": {"epochs": 3, "learning_rate": 0.02, "transform": None},
-        "LeNet": {"epochs": 3, "learning_rate": 0.005, "transform": {"class": "Noise", "strength": 1}},
-    }
-    write_settings(folder, SEEDS=[0])
-    other = edited_run(folder, EXPERIMENTS=rows, SEEDS=[0])
-    run = after(other, plot.read_run(folder))
-    lines = plot.edit_lines(run)
-    assert "* LeNet: learning_rate 0.02 -> 0.005, transform None -> Noise(strength=1)" in lines
-    table = plot.edit_table(run)
-    deviation = statistics.stdev([99.0, 99.2])
-    assert table[1][:4] == ["LeNet", folder.name, f"99.10 ± {deviation:.2f}%", ""]
-    assert table[2][:4] == ["LeNet", "later", "99.20 ± 0.00%", f"+0.10 ± {deviation / 2**0.5:.2f}"]
-    assert not any(line.startswith("| MLP") for line in lines)  # it has not changed
-    figure = plot.plot_edit(run)
-    title = figure.get_suptitle().replace("\n", " ")
-    assert "learning_rate 0.02 -> 0.005" in title and "+0.10" in title
-    styles = [line.get_linestyle() for line in figure.axes[0].lines[:2]]
-    assert styles == ["--", "-"]  # before, after
-
-
-def test_an_edit_that_has_not_finished_is_not_compared(folder):
-    write_settings(folder, SEEDS=[0])
-    rows = {"LeNet": {"epochs": 3, "learning_rate": 9}, "MLP": {"epochs": 3, "learning_rate": 9}}
-    other = edited_run(folder, EXPERIMENTS=rows, SEEDS=[0])
-    write_csv(other / "LeNet-seed0.csv", LENET[0][:1])  # interrupted
-    (other / "MLP-seed0.csv").unlink()  # its loss exploded
-    text = "\n".join(plot.edit_lines(after(other, plot.read_run(folder))))
-    assert "not finished: LeNet, MLP" in text and "changed no figure" not in text
-
-
-def test_settings_that_one_version_lacks_are_no_edit(folder):
-    write_settings(folder, SEEDS=[0], OLD=1)
-    row = {"epochs": 3, "learning_rate": 0.02, "transform": None}
-    rows = {name: row | {"added_later": 5} for name in ("MLP", "LeNet")}
-    other = other_run(folder, SEEDS=[0], NEW=1, EXPERIMENTS=rows)
-    edit = plot.find_edit(plot.read_run(folder), plot.read_run(other))
-    assert not edit.general and not edit.rows
-
-
-def test_removed_rows_are_named(folder):
-    other = other_run(folder, SEEDS=[0], EXPERIMENTS={"LeNet": {"epochs": 3}})
-    edit = plot.find_edit(plot.read_run(folder), plot.read_run(other))
-    assert edit.rows["MLP"] == ["removed"]
-
-
-def test_what_follows_a_constant_is_named_once(folder):
-    row = {"epochs": 2, "learning_rate": 0.02, "transform": {"class": "Augmentation", "elastic": 0.8}}
-    for path in folder.glob("*.csv"):
-        write_csv(path, LENET[0][:2])
-    old = row | {"epochs": 3, "transform": {"class": "Augmentation", "elastic": 0.4}}
-    write_settings(folder, EXPERIMENTS={"LeNet": old}, AUGMENTATION=old["transform"], SEEDS=[0])
-    changes = {"EPOCHS": 2, "AUGMENTATION": row["transform"], "EXPERIMENTS": {"LeNet": row}, "SEEDS": [0]}
-    other = other_run(folder, **changes)
-    edit = plot.find_edit(plot.read_run(folder), plot.read_run(other))
-    assert edit.general == ["EPOCHS 3 -> 2", "AUGMENTATION.elastic 0.4 -> 0.8"]
-    assert edit.rows == {"LeNet": []}
-
-
-def test_new_rows_have_no_before(folder):
-    write_settings(folder, EXPERIMENTS={"MLP": {"epochs": 3}}, SEEDS=[0])
-    other = edited_run(folder, EXPERIMENTS={"MLP": {"epochs": 3}, "LeNet": {"epochs": 3}}, SEEDS=[0])
-    before = plot.read_run(folder)
-    before.stats.pop("LeNet")
-    run = after(other, before)
-    lines = plot.edit_lines(run)
-    assert "* LeNet: new" in lines
-    assert [line.split("|")[2].strip() for line in lines if line.startswith("| LeNet")] == ["later"]
-    assert len(plot.plot_edit(run).axes[0].lines) == 1
-
-
-def test_nothing_changed_is_said_in_one_line(folder):
-    run = after(other_run(folder, SEEDS=[0]), plot.read_run(folder))
-    write_settings(folder, SEEDS=[0])
-    run = after(other_run(folder, "same", SEEDS=[0]), plot.read_run(folder))
-    (line,) = plot.edit_lines(run)
-    assert folder.name in line and plot.plot_edit(run) is None
-
-
-CODE = {
-    "main.py": "EPOCHS = 3\n\n\ndef train():\n    return loss  # the average\n",
-    "model.py": "class A:\n    def __init__(self):\n        self.activation = nn.ReLU()\n",
-}
-
-
-def write_code(folder, **sources):
-    """Write the copy of the code in the folder of a run."""
-    (folder / "code").mkdir()
-    for name, source in (CODE | {f"{name}.py": source for name, source in sources.items()}).items():
-        (folder / "code" / name).write_text(source, encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    "sources, expected",
-    [
-        ({}, []),
-        ({"main": CODE["main.py"].replace("EPOCHS = 3", "EPOCHS = (\n    4\n)")}, []),  # a setting
-        ({"main": CODE["main.py"].replace("  # the average", "")}, []),  # a comment
-        (
-            {"main": CODE["main.py"].replace("return loss", "return 2 * loss")},
-            ["main.py: return loss -> 2 * loss"],
-        ),
-        (
-            {"model": CODE["model.py"].replace("ReLU", "Tanh")},
-            ["model.py: self.activation = nn.ReLU() -> nn.Tanh()"],
-        ),
-        ({"model": CODE["model.py"] + "        self.pool = 5\n"}, ["model.py: + self.pool = 5"]),
-        ({"model": "x = 1\ny = 2\n"}, ["model.py: 6 lines differ"]),
-        ({"mine": "x = 1\n"}, ["mine.py: new"]),
-    ],
-)
-def test_code_that_differs_is_named_with_its_line(folder, sources, expected):
-    write_settings(folder, SEEDS=[0])
-    other = edited_run(folder, SEEDS=[0])
-    write_code(folder)
-    write_code(other, **sources)
-    edit = plot.find_edit(plot.read_run(folder), plot.read_run(other))
-    assert edit.general == expected
-    assert edit.experiments == (["LeNet"] if expected else [])  # whose figures differ
-
-
-def test_two_names_of_the_same_data_are_no_edit(folder):
-    data = {"description": "the sample", "checksum": "abc"}
-    write_settings(folder, data=data, SEEDS=[0], DATA_DIR="data")
-    for changed, expected in (
-        ({"description": "data/sample", "checksum": "abc"}, []),
-        ({"description": "others", "checksum": "xyz"}, ["data: the sample -> others"]),
-    ):
-        other = other_run(folder, changed["checksum"], data=changed, SEEDS=[0], DATA_DIR="data/sample")
-        assert plot.find_edit(plot.read_run(folder), plot.read_run(other)).general == expected
-
-
-def numbered(tmp_path, number, lines=LENET[0], **changes):
-    """A run of one experiment with a number."""
-    folder = tmp_path / str(number)
-    folder.mkdir()
-    write_csv(folder / "LeNet-seed0.csv", lines)
-    data = changes.pop("data", {"description": "the sample", "checksum": "abc"})
-    row = {"epochs": 3, "learning_rate": number}
-    write_settings(folder, data=data, SEEDS=[0], EXPERIMENTS={"LeNet": row}, **changes)
-    return folder
-
-
-def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_data(tmp_path):
-    numbered(tmp_path, 1)
-    numbered(tmp_path, 2)
-    numbered(tmp_path, 3, LENET[0][:2])  # interrupted
-    numbered(tmp_path, 4, data={"description": "others", "checksum": "xyz"})
-    numbered(tmp_path, 12)
-    last = numbered(tmp_path, 10)
-    assert plot.run_before(plot.read_run(last)).folder == tmp_path / "2"
-    assert plot.run_before(plot.read_run(tmp_path / "1")) is None
-
-
-def test_a_damaged_earlier_run_costs_a_later_one_nothing(tmp_path):
-    numbered(tmp_path, 1)
-    (numbered(tmp_path, 2) / "LeNet-seed0.csv").write_text("epoch\nnan\n", encoding="utf-8")
-    assert plot.run_before(plot.read_run(numbered(tmp_path, 3))).folder == tmp_path / "1"
-    plot.draw_run(tmp_path / "3")
-    assert (tmp_path / "3" / "edit.png").exists()
-
-
-def test_two_runs_given_by_number_are_compared(tmp_path, monkeypatch, capsys):
-    results = tmp_path / "results"
-    results.mkdir()
-    for number, lines in ((3, LENET[0]), (5, LENET[1])):
-        numbered(results, number, lines)
-    monkeypatch.chdir(tmp_path)
-    assert plot.main(["3", "5"]) == 0
-    out = capsys.readouterr().out
-    assert "learning_rate 3 -> 5" in out and "+0.20" in out
-    (picture,) = results.glob("*.png")
-    assert picture.stat().st_size > 10_000 and str(picture.relative_to(tmp_path)) in out
-    assert plot.main(["3", "4"]) == 2  # there is no run 4
-    assert plot.main(["3", "5", "3"]) == 2
-
-
-def write_outputs(folder, training, logits, labels, **more):
-    wrong = logits.argmax(axis=1) != labels
-    images = np.broadcast_to(
-        np.arange(1, len(labels) + 1, dtype=np.uint8)[:, None, None], (len(labels), 28, 28)
-    )
-    np.savez(folder / f"{training}.npz", logits=logits, labels=labels, mistakes=images[wrong], **more)
-
-
-def wrong_answers(count):
-    """Logits and labels of 100 images; the first `count` are misclassified: label k % 10, answer
-    one more, confidence falling. Image number k is full of the value k + 1."""
-    labels = np.arange(100) % 10
-    answers = np.where(np.arange(100) < count, (labels + 1) % 10, labels)
-    logits = np.zeros((100, 10), dtype=np.float32)
-    logits[range(100), answers] = np.linspace(40, 3, 100)
-    return logits, labels
+# Images
 
 
 @pytest.mark.parametrize("count", [30, 24, 7, 1, 0])
-def test_mistakes_show_the_most_confident_first_each_above_its_label_and_answer(folder, count):
-    write_outputs(folder, "LeNet-seed1", *wrong_answers(count))
-    figure = plot.plot_mistakes(plot.read_run(folder))
-    figure.draw_without_rendering()
+def test_mistakes_show_the_most_confident_first_each_above_its_label_and_answer(tmp_path, trained, count):
+    labels = np.arange(100) % 10
+    answers = np.where(np.arange(100) < count, (labels + 1) % 10, labels)
+    logits = np.zeros((100, 10), dtype=np.float32)
+    logits[range(100), answers] = np.linspace(40, 3, 100)  # confidence falls
+    images = np.arange(1, 101, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8)
+    rows, record = trained["LeNet5"][0]
+    record = record | {"labels": labels, "logits": logits, "mistakes": images[answers != labels]}
+    figure = shown(make_run(tmp_path / "1", {"LeNet5": {1: (rows, record)}}), "mistakes")
     title = figure.axes[0].get_title()
-    assert "LeNet, seed 1" in title and f"{count} mistakes" in title and "100%" not in title
-    number = 0
-    for axes in figure.axes:
-        picture = axes.images[0].get_array()
-        for text, place in zip(axes.get_xticklabels(), axes.get_xticks()):
-            number += 1
-            assert picture[10, int(place)] == number  # the text stands below its image
-            label, answer = (int(digit) for digit in re.findall(r"\d", text.get_text()))
-            assert (label, answer) == ((number - 1) % 10, number % 10)
-    assert number == min(count, 24)
+    assert "LeNet5, seed 1" in title and f"{count} mistakes" in title and "100%" not in title
+    (axes,) = figure.axes
+    assert len(axes.texts) == min(count, 24)
+    for number, text in enumerate(axes.texts, start=1):
+        x, y = text.get_position()
+        assert axes.images[0].get_array()[y - 10, x] == number  # the text stands below its image
+        label, answer = (int(digit) for digit in re.findall(r"\d", text.get_text()))
+        assert (label, answer) == ((number - 1) % 10, number % 10)
 
 
-def test_pictures_show_the_first_finished_seed(folder):
-    run = plot.read_run(folder)
-    assert not run.outputs and plot.plot_mistakes(run) is None
-    for seed in (1, 0):
-        write_outputs(folder, f"LeNet-seed{seed}", *wrong_answers(3))
-        for figure in (plot.plot_mistakes, plot.plot_confusion):
-            assert f"seed {seed}" in figure(plot.read_run(folder)).axes[0].get_title()
+def test_pictures_show_the_first_finished_seed(tmp_path, trained):
+    rows, record = trained["LeNet5"][1]
+    folder = make_run(tmp_path / "1", {"LeNet5": {0: (rows[:1], None), 1: (rows, record)}})
+    for name in ("mistakes", "confusion"):
+        assert "seed 1" in shown(folder, name).axes[0].get_title()
+    (folder / "LeNet5-seed1.npz").unlink()
+    for name in ("images", "mistakes", "confusion", "layers", "my_digits"):
+        assert plot.PICTURES[name](shown(folder)) is None
 
 
-def test_confusion_counts_answers_and_colours_mistakes_only(folder):
-    for name, count in (("LeNet", 30), ("MLP", 100)):
-        write_outputs(folder, f"{name}-seed0", *wrong_answers(count))
-    panels = {axes.get_title(): axes for axes in plot.plot_confusion(plot.read_run(folder)).axes}
-    axes = panels["LeNet, seed 0"]
-    counts = {text.get_position()[::-1]: int(text.get_text() or 0) for text in axes.texts}
-    assert len(counts) == 100 and sum(counts.values()) == 100
-    assert all(counts[digit, digit] == 7 and counts[digit, (digit + 1) % 10] == 3 for digit in range(10))
-    colours = axes.images[0].get_array()
-    assert (np.diag(colours) == 0).all() and colours[0, 1] == 3
-    assert axes.get_ylabel() == "label" and axes.get_xlabel().startswith("prediction")
-    scales = {axes.images[0].get_clim() for axes in panels.values()}
-    assert len(scales) == 1
+def test_confusion_counts_answers_and_colours_mistakes_only(folder, trained):
+    figure = shown(folder, "confusion")
+    for axes, name in zip(figure.axes, trained):
+        record = trained[name][0][1]
+        answers = record["logits"].argmax(axis=1)
+        counts = {text.get_position()[::-1]: int(text.get_text()) for text in axes.texts}
+        colours = axes.images[0].get_array()
+        for label in range(10):
+            for answer in range(10):
+                count = ((record["labels"] == label) & (answers == answer)).sum()
+                assert counts.get((label, answer), 0) == count
+                assert colours[label, answer] == (0 if label == answer else count)
+        assert axes.get_ylabel() == "label" and axes.get_xlabel() == "prediction"
+    assert len({axes.images[0].get_clim() for axes in figure.axes}) == 1
 
 
-def test_the_most_frequent_mistakes_are_named():
-    mistakes = np.zeros((10, 10), dtype=int)
-    mistakes[4, 9], mistakes[7, 2], mistakes[1, 3], mistakes[5, 6] = 8, 3, 5, 2
-    assert plot.most_frequent(mistakes) == "4 \u2192 9: 8, 1 \u2192 3: 5, 7 \u2192 2: 3"
-    assert "no mistakes" in plot.most_frequent(np.zeros((10, 10), dtype=int))
+def steps_of(axes):
+    """The names of what `layers` shows of a model."""
+    names = [text.get_text().partition(":")[0] for text in axes.texts]
+    return [name for name in names if not name.isdecimal()]
 
 
-def test_layers_show_maps_strips_and_probabilities(folder):
-    write_outputs(folder, "LeNet-seed0", *wrong_answers(0))
-    maps = np.arange(100 * 16.0).reshape(100, 4, 4)
-    np.savez(
-        folder / "LeNet-seed0.layers.npz",
-        **{
-            "input": np.ones((1, 28, 28)),
-            "filters": np.ones((6, 5, 5)),
-            "layer conv1": maps,
-            "layer fc": np.arange(120.0),
-            "probabilities": np.eye(10)[3],
-        },
-    )
-    figure = plot.plot_layers(plot.read_run(folder))
-    panels = {axes.get_title().partition(":")[0]: axes for axes in figure.get_axes()}
-    assert list(panels) == ["input", "filters of the first layer", "conv1", "fc", "probabilities"]
-    sheet = panels["conv1"].images[0].get_array().compressed()
-    assert sorted(sheet) == list(range(64 * 16))  # no more than 64 maps
-    assert panels["fc"].images[0].get_array().shape == (1, 120)
-    assert [bar.get_height() for bar in panels["probabilities"].patches] == list(np.eye(10)[3])
+def test_layers_show_maps_strips_and_probabilities(folder, trained):
+    lenet, mlp = shown(folder, "layers").axes
+    filters = "filters, blue is positive, red negative"
+    layers = ["conv1", "conv2", "fc1", "fc2", "fc3"]
+    assert steps_of(lenet) == ["input", filters, *layers, plot.PROBABILITIES]
+    assert steps_of(mlp)[1:3] == ["layers.1", "layers.3"] and mlp.get_title() == "CustomMLP"
+    record = trained["LeNet5"][0][1]
+    conv1 = lenet.images[2].get_array().compressed()
+    assert np.allclose(np.sort(conv1), np.sort(record["output_0"].ravel()))
+    index = record["layer_names"].index("fc1")
+    assert np.allclose(lenet.images[4].get_array(), record[f"output_{index}"])
+    heights = np.array([bar.get_height() for bar in lenet.patches])
+    powers = np.exp(record["input_logits"])
+    assert heights / heights.sum() == pytest.approx(powers / powers.sum(), abs=1e-5)
 
 
-def test_images_show_the_originals_and_each_transform(folder):
-    originals = np.full((8, 28, 28), 9, np.uint8)
-    versions = np.arange(2 * 4 * 8, dtype=np.uint8).reshape(2, 4, 8, 1, 1) * np.ones((28, 28), np.uint8)
-    np.savez(folder / "images.npz", originals=originals, names=np.array(["A", "B"]), versions=versions)
-    figure = plot.plot_images(plot.read_run(folder))
-    first, a, b = figure.axes
-    assert set(first.images[0].get_array().compressed()) == {9}
-    assert a.get_title().startswith("A:") and set(a.images[0].get_array().compressed()) == set(range(32))
-    assert set(b.images[0].get_array().compressed()) == set(range(32, 64))
+class Deep(torch.nn.Module):
+    """Uses a layer twice, has a norm, a sequence (T, H), a number and more layers than a picture shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(28, 28)
+        self.norm = torch.nn.LayerNorm(28)
+        self.middle = torch.nn.ModuleList(torch.nn.Conv1d(28, 28, 1) for _ in range(30))
+        self.last = torch.nn.Linear(28 * 28, 10)
+
+    def forward(self, images):
+        x = self.norm(self.first(self.first(images[:, 0])))
+        for layer in self.middle:
+            x = layer(x)
+        return self.last(x.flatten(1))
 
 
-def write_digits(folder, names):
-    """Write pictures of own digits, and LeNet's answers: 7 to each."""
+def test_a_deep_model_makes_no_picture_without_bound(tmp_path, trained, train_set, test_set):
+    rows, _ = trained["LeNet5"][0]
+    folder = make_run(tmp_path / "1", {"Deep": {0: (rows, record_of(Deep(), train_set, test_set))}})
+    figure = shown(folder, "layers")
+    steps = steps_of(figure.axes[0])
+    assert steps[1:4] == ["first", "first", "middle.0"] and len(steps) == 1 + plot.MOST_LAYERS + 1
+    assert "first 20" in steps[-2] and figure.bbox.height < 3000
+    assert cells(plot.details(shown(folder))).count(["first", "Linear", "28 x 28", "0"]) == 1
+
+
+def test_images_show_the_originals_and_each_transform(tmp_path, trained, train_set):
+    batch = train_set.subset(slice(8))
+    batch.transform = dataset.Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)
+    versions = np.stack([dataset.denormalize(batch[:][0]).numpy() for _ in range(4)])
+    rows, record = trained["LeNet5"][0]
+    trainings = only(trained) | {"A": {0: (rows, record | {"versions": versions})}}
+    originals, a = shown(make_run(tmp_path / "1", trainings), "images").axes
+    for axes, images in ((originals, batch.images.numpy()), (a, versions)):
+        assert sorted(axes.images[0].get_array().compressed()) == sorted(images.ravel())
+    assert a.get_title().startswith("A:")
+
+
+def with_digits(training, names):
+    """A training with answers to one's own digits: 7 to each."""
     count = len(names)
-    originals = np.full((count, 112, 112, 3), 200, dtype=np.uint8)
-    images = np.full((count, 28, 28), 9, np.uint8)
-    np.savez(folder / "my_digits.npz", names=np.array(names), images=images, originals=originals)
-    digit_logits = np.zeros((count, 10), dtype=np.float32)
-    digit_logits[:, 7] = 5
-    write_outputs(folder, "LeNet-seed0", *wrong_answers(0), digit_logits=digit_logits)
+    logits = np.zeros((count, 10), dtype=np.float32)
+    logits[:, 7] = 5
+    rows, record = training
+    digits = {
+        "digit_names": np.array(names),
+        "digit_images": np.full((count, 28, 28), 9, np.uint8),
+        "digit_originals": np.full((count, 112, 112, 3), 200, dtype=np.uint8),
+        "digit_logits": logits,
+    }
+    return rows, record | digits
 
 
-def test_digits_show_picture_prepared_image_and_answers(folder):
-    write_digits(folder, ["a.png", "$b$.png", "7.png", "2_a.jpg", "28.png"])
-    run = plot.read_run(folder)
-    logits = {"LeNet": run.outputs["LeNet"][0]["digit_logits"]}
+TRUE_DIGITS = {"7.png": "right", "2_a.jpg": "wrong", "2 (1).png": "wrong", "a/7.png": "right"}
+NO_TRUE_DIGITS = ["a.png", "$b$.png", "28.png", "2nd try.png", "7a.png", "IMG_7.png", "7/a.png"]
+
+
+def test_digits_show_picture_prepared_image_and_answers(tmp_path, trained):
+    names = [*TRUE_DIGITS, *NO_TRUE_DIGITS]
+    folder = make_run(tmp_path / "1", {"LeNet5": {0: with_digits(trained["LeNet5"][0], names)}})
     probability = np.exp(5) / (np.exp(5) + 9)
     answer = f"7 ({100 * probability - 0.005:.2f}%)"  # rounded down
-    expected = [answer, answer, f"{answer} right", f"{answer} wrong", answer]
-    for index, text in enumerate(expected):
-        assert plot.digit_answers(run.digits, logits, index) == {"LeNet": text}
-    table = plot.digit_table(run.digits, logits)
-    assert [expected[index] in line for index, line in enumerate(table[2:])] == [True] * 5
-    figure = plot.plot_digits(run)
-    figure.draw_without_rendering()
-    for axes, name, text in zip(figure.axes, run.digits["names"], expected):
+    expected = [f"{answer} {TRUE_DIGITS.get(name, '')}".strip() for name in names]
+    for axes, name, text in zip(shown(folder, "my_digits").axes, names, expected):
         assert axes.get_title() == name
         picture = axes.images[0].get_array()
         assert (picture[:, :112] == 200).all() and (picture[:, 112:] == 9).all()
-        assert axes.get_xlabel() == f"LeNet: {text}"
+        assert axes.get_xlabel() == f"LeNet5: {text}"
+    record = shown(folder).records["LeNet5"][0]
+    digits = {part: record[f"digit_{part}"] for part in ("names", "images", "originals")}
+    table = cells(plot.digit_table(digits, {"LeNet5": record["digit_logits"]}))
+    assert table == [["picture", "LeNet5"], *([name, text] for name, text in zip(names, expected))]
+    plot.draw_digits(digits, {"LeNet5": record["digit_logits"]}, tmp_path / "digits.png")
+    assert (tmp_path / "digits.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("count", [30, 300])
-def test_many_digits_stay_readable(folder, count):
-    write_digits(folder, [f"{index}.png" for index in range(count)])
-    figure = plot.plot_digits(plot.read_run(folder))
-    width, height = figure.bbox.width, figure.bbox.height
-    assert width < 3000 and height < 9000
-    assert len(figure.axes) == count
+@pytest.mark.parametrize("count", [30, 120])
+def test_many_digits_stay_readable(tmp_path, trained, count):
+    names = [f"{index}.png" for index in range(count)]
+    folder = make_run(tmp_path / "1", {"LeNet5": {0: with_digits(trained["LeNet5"][0], names)}})
+    figure = plot.plot_my_digits(shown(folder))
+    assert figure.bbox.width < 3000 and figure.bbox.height < 9000 and len(figure.axes) == count
 
 
-def test_a_deep_model_makes_no_picture_without_bound(folder):
-    write_outputs(folder, "LeNet-seed0", *wrong_answers(0))
-    maps = {f"layer conv{index}": np.ones((8, 4, 4)) for index in range(150)}
-    np.savez(folder / "LeNet-seed0.layers.npz", **maps)
-    figure = plot.plot_layers(plot.read_run(folder))
-    assert figure.bbox.height < 3000 and "first" in figure.subfigs[0].get_suptitle()
+# All together
 
 
-def test_a_training_with_another_loss_can_have_learned(folder):
-    lines = [(epoch, 300, 0.9, 0.2, 0.95, 1, 0.1) for epoch in (1, 2, 3)]
-    write_csv(folder / "LeNet-seed0.csv", lines)
-    run = plot.read_run(folder)
-    assert not plot.has_learned_nothing(run, "LeNet", 0) and plot.has_learned_nothing(run, "MLP", 0)
+def test_all_pictures_are_drawn_and_named(tmp_path, trained, capsys):
+    make_run(tmp_path / "1", only(trained))
+    later = only(trained, seed=1) | {"A": {0: with_digits(trained["LeNet5"][0], ["7.png"])}}
+    folder = make_run(tmp_path / "2", later)
+    assert plot.show_run(folder)
+    pictures = {path.stem for path in folder.glob("*.png")}
+    assert pictures == {*plot.PICTURES, "LeNet5", "A"}
+    out = capsys.readouterr().out
+    assert all(f"{name}.png" in out for name in pictures) and str(folder) in out
+    assert out.index("| LeNet5") < out.index("since run 1") < out.index("comparison.png")
 
 
-def test_trainings_without_figures_are_left_out(folder):
-    write_csv(folder / "LeNet-seed2.csv", [])
-    write_csv(folder / "Unfinished-seed0.csv", [])
-    (folder / "LeNet-seed3.csv").touch()  # a full disk left no room for the first line
-    stats = plot.read_run(folder).stats
-    assert list(stats) == ["MLP", "LeNet"] and list(stats["LeNet"]) == [0, 1]
+def test_if_nobody_reads_the_table_pictures_are_drawn_all_the_same(tmp_path, trained, monkeypatch):
+    folder = make_run(tmp_path / "1", only(trained))
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w", encoding="utf-8", buffering=1) as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        with pytest.raises(BrokenPipeError):
+            plot.show_run(folder)
+        with pytest.raises(BrokenPipeError):
+            output.close()
+    assert (folder / "comparison.png").exists() and (folder / "LeNet5.png").exists()
 
 
-def test_unfinished_last_line_is_passed_over(folder):
-    path = folder / "MLP-seed0.csv"
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.rstrip("\n")[:-1], encoding="utf-8")  # a number that is not whole
-    assert list(plot.read_run(folder).stats["MLP"][0]["epoch"]) == [1, 2]
+def test_a_picture_that_fails_costs_no_other(tmp_path, trained, capsys):
+    folder = make_run(tmp_path / "1", only(trained))
+    (folder / "mistakes.png").mkdir()
+    assert not plot.show_run(folder)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "mistakes.png" in line
+    for name in ("comparison", "confusion", "layers", "LeNet5"):
+        assert (folder / f"{name}.png").is_file()
 
 
-DAMAGED = {
-    "no JSON": ("settings.json", b"{"),
-    "a list": ("settings.json", b"[]"),
-    "data is a text": ("settings.json", b'{"data": "text"}'),
-    "EXPERIMENTS is null": ("settings.json", b'{"EXPERIMENTS": null}'),
-    "a row is null": ("settings.json", b'{"EXPERIMENTS": {"A": null}}'),
-    "another header": ("LeNet-seed0.csv", b"a,b\n1,2\n"),
-    "a word": ("LeNet-seed0.csv", f"{HEADER}\n1,high,0.5,1,0.5,1,1\n".encode()),
-    "not finite": ("LeNet-seed0.csv", f"{HEADER}\n1,inf,0.5,1,0.5,1,1\n".encode()),
-    "too few numbers": ("LeNet-seed0.csv", f"{HEADER}\n1,1,0.5\n2,1,0.5\n".encode()),
-    "empty archive": ("LeNet-seed0.npz", b""),
-    "no archive": ("LeNet-seed0.npz", b"no archive"),
-    "no layers": ("LeNet-seed0.layers.npz", b"no layers"),
-    "no digits": ("my_digits.npz", b"no digits"),
-}
+def test_a_run_without_a_finished_epoch_still_has_a_summary(tmp_path):
+    folder = make_run(tmp_path / "1", {"LeNet5": {0: ([], None)}})
+    assert plot.show_run(folder)
+    assert "Not finished: LeNet5, seed 0" in (folder / "summary.md").read_text(encoding="utf-8")
+    assert not list(folder.glob("*.png"))
 
 
-@pytest.mark.parametrize("name, content", DAMAGED.values(), ids=DAMAGED)
-def test_damaged_files_are_named_in_one_line(folder, capsys, name, content):
-    write_outputs(folder, "LeNet-seed0", *wrong_answers(3))
-    (folder / name).write_bytes(content)
-    for arguments in ([str(folder)], [str(folder), str(folder)]):
-        assert plot.main(arguments) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert name in line
+def run_plot(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, plot.__file__, *map(str, arguments)],
+        env=os.environ | environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
 
 
-def test_no_run_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for arguments in ([], ["nowhere"], [str(tmp_path)]):
+def test_pictures_are_the_same_whatever_environment_and_rc_file_say(tmp_path):
+    folder = write_curves(tmp_path / "1", {"A": [(0.5, 0.9)]})
+    plot.show_run(folder)
+    expected = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    rc_file = tmp_path / "matplotlibrc"
+    rc_file.write_text("text.usetex: True\nfont.size: 30\nbackend: pdf\nsavefig.dpi: 30\nlines.color: red\n")
+    for backend in ("module://nowhere.backend", "nonsense"):
+        for path in folder.glob("*.png"):
+            path.unlink()
+        result = run_plot(folder, MPLBACKEND=backend, MATPLOTLIBRC=str(rc_file))
+        assert result.returncode == 0 and not result.stderr, result.stderr
+        assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == expected
+
+
+def test_settings_of_who_imports_this_stay_as_they_are(tmp_path):
+    folder = write_curves(tmp_path / "1", {"A": [(0.5, 0.9)]})
+    with matplotlib.rc_context({"font.size": 30, "font.family": ["serif"]}):
+        before = dict(matplotlib.rcParams)
+        plot.show_run(folder)
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_names_in_other_scripts_and_with_dollars_make_no_warning(tmp_path):
+    names = ["卷积网络 정규화 ネットワーク", "$a \U00013000"]  # the last sign is in no usual font
+    folder = write_curves(tmp_path / "1", dict.fromkeys(names, [(0.5, 0.9)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plot.show_run(folder)
+
+
+def test_any_standard_output_will_do(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "1", {"LeNet5": {0: ([], None)}})
+    for output in (None, io.StringIO()):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", output)
+            assert plot.main([str(folder)]) == 0
+    other = make_run(tmp_path / "2", dict.fromkeys(["정규화"], {0: ([], None)}))
+    assert run_plot(other, PYTHONIOENCODING="ascii").returncode == 0  # which has no such letters
+
+
+def test_usage_and_missing_runs(tmp_path, monkeypatch, capsys):
+    for option in ("-h", "--help"):
+        assert plot.main([option]) == 0
+        assert "plot.py 3 5" in capsys.readouterr().out
+    assert plot.main(["--fast"]) == 2
+    assert "plot.py 3 5" in capsys.readouterr().err
+    monkeypatch.setattr(plot, "RESULTS", tmp_path)
+    for arguments in ([], ["7"], ["nowhere"], [str(tmp_path)]):
         assert plot.main(arguments) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_newest_run_is_the_last_one_that_has_what_is_needed(tmp_path):
-    for name in ("2026-01-01_00-00-00", "2026-01-02_00-00-00", "1", "9", "10"):
-        (tmp_path / name).mkdir()
-        write_csv(tmp_path / name / "A-seed0.csv", MLP[0])
-    (tmp_path / "11").mkdir()  # never trained
-    (tmp_path / "9" / "A-seed0.pt").touch()
-    assert plot.newest_run(tmp_path).name == "10"
-    assert plot.newest_run(tmp_path, "A-seed0.pt").name == "9"
-    assert [folder.name for folder in plot.run_folders(tmp_path)] == [
-        "2026-01-01_00-00-00",
-        "2026-01-02_00-00-00",
-        "1",
-        "9",
-        "10",
-        "11",
-    ]
-    with pytest.raises(FileNotFoundError, match="B-seed0.pt"):
-        plot.newest_run(tmp_path, "B-seed0.pt")
+def test_without_arguments_the_newest_run_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "RESULTS", tmp_path)
+    for number in ("9", "10"):
+        make_run(tmp_path / number, {"LeNet5": {0: ([], None)}})
+    assert plot.main([]) == 0
+    assert "Run 10," in capsys.readouterr().out
