@@ -64,16 +64,15 @@ def all_rows(train_set, idx_folder):
     return [
         Row("first run, until its first step / import torch", "s", 3, partial(first_run, DATA)),
         Row("second run, until its first step / import torch", "s", 3, partial(second_run, DATA)),
-        Row("the same with the sample: first run / import torch", "s", 3, partial(first_run, SAMPLE_DIR)),
-        Row("the same with the sample: second run / import torch", "s", 3, partial(second_run, SAMPLE_DIR)),
+        Row("run on the sample, until its first step / import torch", "s", 3, partial(first_run, SAMPLE_DIR)),
         Row("from the last epoch until the table / until the last picture", "s", 3, after_last_epoch),
-        Row("main.py / the same in the way of pytorch/examples", "s", 3, partial(whole_run, idx_folder)),
-        Row("main.py, WORKERS = 2 / WORKERS = 1", "s", 3, two_workers),
+        Row("first run / the same in the way of pytorch/examples", "s", 3, partial(whole_run, idx_folder)),
+        Row("first run, WORKERS = 2 / WORKERS = 1", "s", 3, two_workers),
         Row("a pass through the loader / torchvision's", "s", 3, partial(one_pass, train_set, idx_folder)),
         Row("train(), 4,000 images / a bare loop", "s", SHORT_EPOCHS, bare_loop(train_set)),
         Row("train(), 4,000 images, augmented / as they are", "s", SHORT_EPOCHS, augmented(train_set)),
-        Row("memory of main.py, WORKERS = 1 / of its imports", "MB", 1, memory_of_one),
-        Row("memory of main.py, WORKERS = 2 / WORKERS = 1", "MB", 1, memory_of_two),
+        Row("memory of a run, WORKERS = 1 / of its imports", "MB", 1, memory_of_one),
+        Row("memory of a run, WORKERS = 2 / WORKERS = 1", "MB", 1, memory_of_two),
     ]
 
 
@@ -142,13 +141,13 @@ def until_first_step(project):
 
 
 def first_run(data_dir):
-    """A run that reads the images for the first time, beside what no program with torch can avoid."""
+    """A run that reads the tars, beside what no program with torch can avoid."""
     with project_copy(data_dir) as project:
         return until_first_step(project), python(project, "-c", "import torch")
 
 
 def second_run(data_dir):
-    """A run that finds the copy of the images that the first one has kept."""
+    """A run that finds the copy of the images that the run before has kept."""
     with project_copy(data_dir) as project:
         until_first_step(project)
         return until_first_step(project), python(project, "-c", "import torch")

@@ -1,7 +1,7 @@
 """What does each regularization bring? Train LeNet5 with each alone, with several, and with all.
 
-    python report/study.py              train all rows with ten seeds, then print the table of the report
-    python report/study.py results/7    print the table of a run that has finished
+    python report/study.py              train all rows with ten seeds, then print the tables of the report
+    python report/study.py results/7    print the tables of a run that has finished
 
 A run like any other, with these rows in place of those in main.py. Takes 75 minutes on two cores.
 """
