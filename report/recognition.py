@@ -85,9 +85,9 @@ def print_table(folder):
 
 
 if __name__ == "__main__":
-    folders = [Path(argument) for argument in sys.argv[1:]] or list(plot.run_folders(PROJECT / "results"))
+    folders = [Path(argument) for argument in sys.argv[1:]] or plot.run_folders(PROJECT / "results")
     if not folders:
-        sys.exit("error: there is no run in results/")
+        sys.exit("error: there is no run in results/: first run main.py")
     try:
         print_table(folders[0])
     except (OSError, ValueError) as error:

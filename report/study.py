@@ -124,7 +124,7 @@ def run():
     main.SEEDS = SEEDS
     exit_code = main.main()
     if exit_code == 0:
-        folder = next(iter(plot.run_folders(PROJECT / main.RESULTS_DIR)))
+        folder = plot.run_folders(main.in_project(main.RESULTS_DIR))[0]
         print("", *study_tables(folder), sep="\n")
     return exit_code
 
