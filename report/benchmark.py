@@ -1,197 +1,198 @@
-"""What the scripts cost, measured side by side with other ways to do the same.
+"""What the scripts cost, beside other ways to do the same.
 
     python report/benchmark.py
 
-Takes eleven to twelve minutes on data/train.tar and data/test.tar, and a few on the sample, which it uses if
-these are not there. Each time is the median of several runs; the two sides take turns. The targets are
-what earlier versions were held to, on another machine.
+Each row of the table compares two sides, with a slash between their names. They take turns, and their
+figures are medians. Needs the complete MNIST in data/, and Linux for the rows on memory. Takes
+ten minutes on two cores.
+
+main.py runs in copies of the project, with EPOCHS = 1. Its first step has come when it says where the
+results go: everything is imported, the images are read, each row has been tried, the trainings begin.
 """
 
-import io
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-import torchvision
-from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchvision import transforms
+from torchvision.datasets import MNIST
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 import dataset
 import main
+from dataset import SAMPLE_DIR
 from helpers import copy_project, idx
+from main import AUGMENTATION, Experiment
+from model import LeNet5
 
-RUNS = 3  # of each side
-SHORT_RUNS = 41  # of short epochs: the machine's speed drifts by more than the sides differ
+DATA = PROJECT / "data"
 SHORT_EPOCH = 4000  # images
-
-# What a program pays before it does anything of its own. torch.optim.SGD imports torch._dynamo.
-IMPORTS = "import torch, torch._dynamo, matplotlib.figure"
-
-EPOCHS = 2  # of the whole program
+SHORT_EPOCHS = 41  # many, since the machine's speed drifts by more than the two sides differ
 
 
-def seconds(function, *arguments):
-    """Return how long a call takes."""
+@dataclass(frozen=True)
+class Row:
+    """A row of the table. `measure` returns a figure for each side."""
+
+    what: str
+    unit: str
+    runs: int
+    measure: Callable[[], tuple[float, float]]
+
+
+def all_rows(train_set, idx_folder):
+    """Return the rows of the table.
+
+    idx_folder: where torchvision finds the images.
+    """
+    return [
+        Row("first run, until its first step / import torch", "s", 3, partial(first_run, DATA)),
+        Row("second run, until its first step / import torch", "s", 3, partial(second_run, DATA)),
+        Row("run on the sample, until its first step / import torch", "s", 3, partial(first_run, SAMPLE_DIR)),
+        Row("from the last epoch until the table / until the last picture", "s", 3, after_last_epoch),
+        Row("first run / the same in the way of pytorch/examples", "s", 3, partial(whole_run, idx_folder)),
+        Row("first run, WORKERS = 2 / WORKERS = 1", "s", 3, two_workers),
+        Row("a pass through the loader / torchvision's", "s", 3, partial(one_pass, train_set, idx_folder)),
+        Row("train(), 4,000 images / a bare loop", "s", SHORT_EPOCHS, bare_loop(train_set)),
+        Row("train(), 4,000 images, augmented / as they are", "s", SHORT_EPOCHS, augmented(train_set)),
+        Row("memory of a run, WORKERS = 1 / of its imports", "MB", 1, memory_of_one),
+        Row("memory of a run, WORKERS = 2 / WORKERS = 1", "MB", 1, memory_of_two),
+    ]
+
+
+def print_table():
+    """Measure and print all rows."""
+    torch.set_num_threads(1)  # as main.py does
+    train_set = dataset.MNIST(DATA / "train.tar")
+    test_set = dataset.MNIST(DATA / "test.tar")
+    print(f"{len(train_set):,} training images, {os.cpu_count()} cores, torch {torch.__version__}\n")
+    print("| measured | ours | other | ratio | runs of each |")
+    print("| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as idx_folder:
+        write_idx(Path(idx_folder), train_set, test_set)
+        for row in all_rows(train_set, idx_folder):
+            print_row(row)
+
+
+def print_row(row):
+    """Measure and print a row: the medians of both sides and of their ratios."""
+    pairs = [row.measure() for _ in range(row.runs)]
+    ours = statistics.median(first for first, _ in pairs)
+    other = statistics.median(second for _, second in pairs)
+    ratio = statistics.median(first / second for first, second in pairs)
+    digits = 2 if row.unit == "s" else 0
+    figures = f"{ours:.{digits}f} {row.unit} | {other:.{digits}f} {row.unit} | {ratio:.2f}"
+    print(f"| {row.what} | {figures} | {row.runs} |", flush=True)
+
+
+# Whole runs of main.py ------------------------------------------------------------------------------
+
+
+@contextmanager
+def project_copy(data_dir=DATA, **constants):
+    """Provide a copy of the project in which nothing has run yet, with these tars and edited constants."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = copy_project(Path(folder), sample=False, EPOCHS="1", **constants)
+        for name in ("train.tar", "test.tar"):
+            shutil.copy(data_dir / name, project / "data")
+        yield project
+
+
+def python(folder, *arguments):
+    """Run Python in a folder and return how long it takes. Raises CalledProcessError if it fails."""
     start = time.perf_counter()
-    function(*arguments)
+    subprocess.run([sys.executable, *arguments], cwd=folder, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
-def side_by_side(ours, theirs, runs=RUNS):
-    """Return the median times of two functions that take turns, and the median of their ratios."""
-    our_times = []
-    their_times = []
-    ratios = []
-    for _ in range(runs):
-        our_times.append(seconds(ours))
-        their_times.append(seconds(theirs))
-        ratios.append(our_times[-1] / their_times[-1])
-    return statistics.median(our_times), statistics.median(their_times), statistics.median(ratios)
+def start_main(project):
+    """Start main.py in a copy of the project, with its output in a pipe."""
+    command = [sys.executable, "main.py"]
+    return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, encoding="utf-8")
 
 
-# In a small process between this one and the measured one: Linux counts the memory of the
-# process that starts another one as the peak of the new one, too.
-LAUNCHER = """
-import resource, subprocess, sys
-status = subprocess.call(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
-sys.exit(status)
-"""
+def until_first_step(project):
+    """Return how long main.py takes until its first step, and end it there."""
+    start = time.perf_counter()
+    with start_main(project) as process:
+        for line in process.stdout:
+            if line.startswith("The results go to"):
+                seconds = time.perf_counter() - start
+                process.kill()
+                process.stdout.read()  # ends when all of its processes have ended
+                return seconds
+    raise RuntimeError("main.py has ended before its first step")
 
 
-def run_python(arguments, folder, exit_code=0):
-    """Run python in a folder. Return what it printed and the peak memory, in MB, of its process
-    or, if that is more, of one that it has started."""
-    command = [sys.executable, "-c", LAUNCHER, sys.executable, *arguments]
-    stderr = subprocess.DEVNULL if exit_code else None
-    process = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8")
-    if process.returncode != exit_code:
-        sys.exit(f"python {arguments} has failed")
-    *output, peak = process.stdout.splitlines()
-    return "\n".join(output), float(peak)
+def first_run(data_dir):
+    """A run that reads the tars, beside what no program with torch can avoid."""
+    with project_copy(data_dir) as project:
+        return until_first_step(project), python(project, "-c", "import torch")
 
 
-def one_pass(loader):
-    """Go through all batches of a loader."""
-    for _ in loader:
-        pass
+def second_run(data_dir):
+    """A run that finds the copy of the images that the run before has kept."""
+    with project_copy(data_dir) as project:
+        until_first_step(project)
+        return until_first_step(project), python(project, "-c", "import torch")
 
 
-def write_idx(folder, train_set, test_set):
-    """Write the images as torchvision.datasets.MNIST reads them."""
-    raw = Path(folder) / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, images in (("train", train_set), ("t10k", test_set)):
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(images.images))
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(images.labels))
+def after_last_epoch():
+    """From the line of the last epoch to the last line of the table, and to the last line of all, which says
+    where the pictures are."""
+    with project_copy() as project, start_main(project) as process:
+        for line in process.stdout:
+            now = time.perf_counter()
+            if " 1/1 " in line:
+                epoch_end = now
+            if line.startswith("|"):
+                table_end = now
+    return table_end - epoch_end, now - epoch_end
 
 
-def torchvision_loader(folder, train, batch_size, augmentation=None):
-    """The usual loader: one image after the other is augmented, becomes a tensor and is normalized."""
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-    if augmentation:
-        affine = transforms.RandomAffine(
-            augmentation.rotation,
-            translate=(augmentation.shift / 28, augmentation.shift / 28),
-            scale=(1 - augmentation.scaling, 1 + augmentation.scaling),
-            interpolation=transforms.InterpolationMode.BILINEAR,
-        )
-        transform.transforms.insert(0, affine)
-    images = torchvision.datasets.MNIST(folder, train=train, transform=transform)
-    return DataLoader(images, batch_size=batch_size, shuffle=train)
+def two_workers():
+    """Two trainings at a time, and one after the other."""
+    with project_copy(WORKERS="2") as two, project_copy(WORKERS="1") as one:
+        return python(two, "main.py"), python(one, "main.py")
 
 
-def compare_loaders(folder, train_set):
-    """Time a pass through all training images, here and with torchvision's Dataset and transforms."""
-    ours = dataset.batches(train_set, main.BATCH_SIZE, shuffle=True)
-    theirs = torchvision_loader(folder, True, main.BATCH_SIZE)
-    return side_by_side(lambda: one_pass(ours), lambda: one_pass(theirs))
+def whole_run(idx_folder):
+    """A first run, and the same trainings in the way of pytorch/examples."""
+    with project_copy() as project:
+        code = f"import benchmark; benchmark.train_like_the_example({str(idx_folder)!r}, epochs=1)"
+        return python(project, "main.py"), python(PROJECT / "report", "-c", code)
 
 
-def long_lenet5(**changes):
-    """Return the row of LeNet5 with changes, and a schedule long enough for all short epochs."""
-    return replace(main.EXPERIMENTS["LeNet5"], epochs=SHORT_RUNS, **changes)
-
-
-def short_epoch(images, **changes):
-    """Return a function that trains LeNet5 for one epoch on these images."""
-    loader, model, optimizer, scheduler = main.build(long_lenet5(**changes), images)
-    return lambda: main.train(model, loader, "cpu", nn.CrossEntropyLoss(), optimizer, scheduler)
-
-
-def compare_steps(train_set):
-    """Time `train`, and a loop that does nothing but learn from batches that were cut before."""
-    images = train_set.subset(slice(SHORT_EPOCH))
-    loader, model, optimizer, scheduler = main.build(long_lenet5(), images)
-    cut_batches = list(loader)
-
-    def bare_epoch():
-        model.train()
-        for images, labels in cut_batches:
-            loss = cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-
-    return side_by_side(short_epoch(images), bare_epoch, SHORT_RUNS)
-
-
-def compare_augmentation(train_set):
-    """Time an epoch with augmentation, and one without."""
-    images = train_set.subset(slice(SHORT_EPOCH))
-    with_augmentation = short_epoch(images, transform=main.AUGMENTATION)
-    return side_by_side(with_augmentation, short_epoch(images), SHORT_RUNS)
-
-
-def compare_parsing(tar_path, train_set):
-    """Time reading a tar, and what tarfile and Pillow alone need for it."""
-
-    def bare():
-        images = np.empty(train_set.images.shape, dtype=np.uint8)
-        with tarfile.open(tar_path) as tar:
-            files = (tar.extractfile(member).read() for member in tar if member.isfile())
-            for index, file in enumerate(files):
-                images[index] = np.asarray(Image.open(io.BytesIO(file)))
-
-    return side_by_side(lambda: dataset.MNIST(tar_path), bare)
-
-
-def train_like_the_example(folder, epochs):
-    """Train the three models one after the other in the manner of pytorch/examples'
-    mnist/main.py: transforms per image, PyTorch's default number of threads."""
-    for name, experiment in main.EXPERIMENTS.items():
+def train_like_the_example(idx_folder, epochs):
+    """Train and test the three models one after the other like mnist/main.py in pytorch/examples: in one
+    process, with transforms per image. There is no elastic distortion and no picture."""
+    for experiment in main.EXPERIMENTS:
         model = experiment.model(**experiment.options)
-        train_loader = torchvision_loader(folder, True, main.BATCH_SIZE, experiment.transform)
-        test_loader = torchvision_loader(folder, False, 1000)
+        train_loader = torchvision_loader(idx_folder, True, experiment.batch_size, experiment.transform)
+        test_loader = torchvision_loader(idx_folder, False, 1000)
         rate = experiment.learning_rate
         optimizer = experiment.optimizer(model.parameters(), lr=rate, **experiment.optimizer_options)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, rate, total_steps=epochs * len(train_loader), cycle_momentum=False
         )
         for epoch in range(1, epochs + 1):
-            model.train()
-            for images, labels in train_loader:
-                optimizer.zero_grad()
-                loss = cross_entropy(model(images), labels)
-                loss.backward()
-                optimizer.step()
-                scheduler.step()
+            bare_epoch(train_loader, model, optimizer, scheduler)
             model.eval()
             test_loss = correct = 0
             with torch.no_grad():
@@ -199,164 +200,128 @@ def train_like_the_example(folder, epochs):
                     logits = model(images)
                     test_loss += cross_entropy(logits, labels, reduction="sum").item()
                     correct += (logits.argmax(dim=1) == labels).sum().item()
-            print(name, epoch, test_loss / len(test_loader.dataset), correct / len(test_loader.dataset))
+            count = len(test_loader.dataset)
+            print(experiment.name, epoch, test_loss / count, correct / count)
 
 
-def run_main(folder, workers, epochs=EPOCHS):
-    """Run a copy of the project on the tars in `folder`. Return what `run_python` returns."""
-    with tempfile.TemporaryDirectory() as project:
-        data_dir = repr(str(folder))
-        copy_project(Path(project), False, EPOCHS=str(epochs), WORKERS=str(workers), DATA_DIR=data_dir)
-        return run_python(["main.py"], project)
+# Loaders and steps ----------------------------------------------------------------------------------
 
 
-def compare_workers(folder):
-    """Time the whole program with two trainings at a time, and with one."""
-    return side_by_side(lambda: run_main(folder, 2), lambda: run_main(folder, 1), 2)
+def write_idx(folder, train_set, test_set):
+    """Write the images as torchvision.datasets.MNIST reads them."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, images in (("train", train_set), ("t10k", test_set)):
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(images.images))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(images.labels))
 
 
-def compare_with_the_example(folder, idx_folder):
-    """Time the whole program, and the manner of pytorch/examples."""
-    code = f"import benchmark; benchmark.train_like_the_example({str(idx_folder)!r}, {EPOCHS})"
-    return side_by_side(
-        lambda: run_main(folder, None), lambda: run_python(["-c", code], PROJECT / "report"), 2
-    )
-
-
-# Ends every process that has been started for a training at its first step.
-STOP = """
-
-import multiprocessing
-import os
-
-def stop(forward):
-    return lambda *inputs: os._exit(1) if multiprocessing.parent_process() else forward(*inputs)
-
-for model in (LeNet5, CustomMLP, RegularizedLeNet5):
-    model.forward = stop(model.forward)
-"""
-
-
-def compare_starts(folder):
-    """Compare main.py until the first step of each training with what no program can do without."""
-    bare = "import sys, torch, dataset; dataset.MNIST(sys.argv[1]), dataset.MNIST(sys.argv[2])"
-    tars = [str(folder / f"{name}.tar") for name in ("train", "test")]
-    with tempfile.TemporaryDirectory() as project:
-        copy_project(Path(project), False, WORKERS="2", DATA_DIR=repr(str(folder)))
-        with open(Path(project) / "model.py", "a") as file:
-            file.write(STOP)
-        return side_by_side(
-            lambda: run_python(["main.py"], project, exit_code=1),
-            lambda: run_python(["-c", bare, *tars], PROJECT),
+def torchvision_loader(idx_folder, train, batch_size, augmentation=None):
+    """The usual loader: one image after the other is augmented, becomes a tensor and is normalized."""
+    steps = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    if augmentation:
+        affine = transforms.RandomAffine(
+            augmentation.rotation,
+            translate=(augmentation.shift / 28, augmentation.shift / 28),
+            scale=(1 - augmentation.scaling, 1 + augmentation.scaling),
+            interpolation=transforms.InterpolationMode.BILINEAR,
         )
+        steps.insert(0, affine)
+    images = MNIST(idx_folder, train=train, transform=transforms.Compose(steps))
+    return DataLoader(images, batch_size=batch_size, shuffle=train)
 
 
-def memory(folder):
-    """Return the peak memory of main.py in one process, in MB, beyond that of a process that only
-    imports the same libraries."""
-    return run_main(folder, 1, epochs=1)[1] - run_python(["-c", IMPORTS], folder)[1]
+def seconds_of(function, *arguments):
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
 
 
-def shared_memory(folder, workers):
-    """Return the peak memory of all processes of main.py together, in MB; what several of them
-    share counts once (PSS, Linux only)."""
-    with tempfile.TemporaryDirectory() as project:
-        copy_project(Path(project), False, EPOCHS="1", WORKERS=str(workers), DATA_DIR=repr(str(folder)))
-        process = subprocess.Popen([sys.executable, "main.py"], cwd=project, stdout=subprocess.DEVNULL)
-        peak = 0
-        while process.poll() is None:
-            total = 0
-            for path in Path("/proc").glob("[0-9]*"):
-                try:
-                    parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-                    if process.pid in (int(path.name), parent):
-                        total += int(re.search(r"Pss: +(\d+)", (path / "smaps_rollup").read_text())[1])
-                except (OSError, TypeError):  # the process has just ended
-                    pass
-            peak = max(peak, total / 1024)
-            time.sleep(0.1)
-        return peak
+def go_through(loader):
+    """Make all batches of a loader."""
+    for _ in loader:
+        pass
 
 
-# The peak memory while loading, reset after the imports, whose own peak would hide it (Linux only).
-LOADING = """
-import re, sys, time
-import dataset
-def kilobytes(name):
-    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
-open("/proc/self/clear_refs", "w").write("5")
-before, start = kilobytes("VmRSS"), time.perf_counter()
-images = dataset.MNIST(sys.argv[1])
-print(time.perf_counter() - start, (kilobytes("VmHWM") - before) / 1024)
-"""
+def one_pass(train_set, idx_folder):
+    """A pass through all batches, here and with torchvision's dataset and transforms."""
+    ours = dataset.batches(train_set, main.BATCH_SIZE, shuffle=True)
+    other = torchvision_loader(idx_folder, True, main.BATCH_SIZE)
+    return seconds_of(go_through, ours), seconds_of(go_through, other)
 
 
-def loading(folder, images, labels):
-    """Return the seconds and the memory in MB that loading these images takes in a new process."""
-    tar_path = Path(folder) / f"{len(images)}.tar"
-    dataset.write_tar(tar_path, images, labels)
-    runs = [run_python(["-c", LOADING, str(tar_path)], PROJECT)[0].split() for _ in range(RUNS)]
-    return [statistics.median(map(float, side)) for side in zip(*runs)]
+def short_training(train_set, transform=None):
+    """Return what LeNet5 is trained with on a few images: batches, model, optimizer and schedule."""
+    experiment = Experiment("LeNet5", LeNet5, 0.02, transform=transform, epochs=SHORT_EPOCHS)
+    return main.build(experiment, train_set.subset(slice(SHORT_EPOCH)))
 
 
-def print_row(*cells):
-    """Print a row of a table."""
-    print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
+def our_epoch(loader, model, optimizer, scheduler):
+    """Train for one epoch as main.py does."""
+    main.train(model, loader, "cpu", nn.CrossEntropyLoss(), optimizer, scheduler)
 
 
-def print_times(number, what, target, times):
-    """Print a row that compares two times, from what `side_by_side` returns."""
-    ours, theirs, ratio = times
-    print_row(number, what, f"{ours:.2f} s", f"{theirs:.2f} s", f"{ratio:.3f}", target)
+def bare_epoch(loader, model, optimizer, scheduler):
+    """Train for one epoch and do nothing else."""
+    model.train()
+    for images, labels in loader:
+        loss = cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
 
 
-def print_memory(folder, temporary, train_set):
-    """Print the rows on memory, and those that compare ten times as many images with a tenth."""
-    # one process that does everything; the peak of one that it started would contain its own
-    what = "peak memory of a training beyond the imports"
-    print_row(8, what, f"{memory(folder):.0f} MB", "", "", "<= 150 MB")
-    two, one = shared_memory(folder, 2), shared_memory(folder, 1)
-    what = "memory of all processes, WORKERS = 2 / 1"
-    print_row(9, what, f"{two:.0f} MB", f"{one:.0f} MB", f"{two / one:.2f}", "<= 1.3")
-    tenth = train_set.subset(slice(len(train_set) // 10))
-    few_seconds, few_megabytes = loading(temporary, tenth.images, tenth.labels)
-    seconds, megabytes = loading(temporary, train_set.images, train_set.labels)
-    images = f"{len(train_set):,} / {len(tenth):,} images"
-    ratio = f"{seconds / few_seconds:.1f}"
-    print_row(10, f"loading time, {images}", f"{seconds:.2f} s", f"{few_seconds:.2f} s", ratio, "10")
-    ratio = f"{megabytes / few_megabytes:.1f}"
-    print_row(10, f"loading memory, {images}", f"{megabytes:.0f} MB", f"{few_megabytes:.0f} MB", ratio, "10")
+def bare_loop(train_set):
+    """An epoch of `train`, and one without measuring, from batches that were made before."""
+    ours = short_training(train_set)
+    loader, *other = short_training(train_set)
+    batches = list(loader)
+    return lambda: (seconds_of(our_epoch, *ours), seconds_of(bare_epoch, batches, *other))
 
 
-def measure():
-    """Print the table."""
-    torch.set_num_threads(1)  # as main.py does
-    folder = PROJECT / "data"
-    if not (folder / "train.tar").exists():
-        folder = dataset.SAMPLE_DIR
-    train_set = dataset.MNIST(folder / "train.tar")
-    test_set = dataset.MNIST(folder / "test.tar")
-    print(f"{len(train_set):,} training images, {os.cpu_count()} cores, torch {torch.__version__}\n")
-    print_row("", "measured", "ours", "other", "ratio", "target")
-    print_row(*["---"] * 6)
-    with tempfile.TemporaryDirectory() as temporary:
-        write_idx(temporary, train_set, test_set)
-        print_times(
-            1, "one pass through the loader / torchvision's", "<= 0.03", compare_loaders(temporary, train_set)
-        )
-        what = "one epoch of train(), 4,000 images / bare loop over batches made before"
-        print_times(2, what, "<= 1.05", compare_steps(train_set))
-        what = "MNIST(train.tar) / tarfile and Pillow"
-        print_times(3, what, "<= 1.1", compare_parsing(folder / "train.tar", train_set))
-        what = "one epoch of train(), 4,000 images, with / without augmentation"
-        print_times(4, what, "<= 1.2", compare_augmentation(train_set))
-        print_times(5, f"main.py, {EPOCHS} epochs, WORKERS = 2 / 1", "<= 0.70", compare_workers(folder))
-        what = f"main.py, {EPOCHS} epochs / as in pytorch/examples"
-        print_times(6, what, "<= 0.40", compare_with_the_example(folder, temporary))
-        what = "main.py until its first steps / import torch and MNIST() of both tars"
-        print_times(7, what, "<= 1.3", compare_starts(folder))
-        print_memory(folder, temporary, train_set)
+def augmented(train_set):
+    """An epoch of `train` with augmentation, and one without."""
+    ours = short_training(train_set, AUGMENTATION)
+    other = short_training(train_set)
+    return lambda: (seconds_of(our_epoch, *ours), seconds_of(our_epoch, *other))
+
+
+# Memory ---------------------------------------------------------------------------------------------
+
+
+def memory(folder, *arguments):
+    """Run Python in a folder. Return the most memory, in MB, that it and its child processes have at the same
+    time, without files in memory, such as the code of libraries, which other programs share."""
+    process = subprocess.Popen([sys.executable, *arguments], cwd=folder, stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        time.sleep(0.05)
+        try:
+            children = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")]
+            kilobytes = 0
+            for number in [process.pid, *" ".join(children).split()]:
+                rollup = Path(f"/proc/{number}/smaps_rollup").read_text()
+                kilobytes += sum(int(amount) for amount in re.findall(r"Pss_Anon: +(\d+)", rollup))
+        except OSError:  # one of them has just ended
+            continue
+        peak = max(peak, kilobytes / 1024)
+    return peak
+
+
+def memory_of_one():
+    """Everything in one process, and what it imports. (torch.optim.SGD imports torch._dynamo.)"""
+    with project_copy(WORKERS="1") as project:
+        imports = "import main, time, torch._dynamo; time.sleep(1)"  # long enough to be measured
+        return memory(project, "main.py"), memory(project, "-c", imports)
+
+
+def memory_of_two():
+    """Two trainings at a time, and one after the other."""
+    with project_copy(WORKERS="2") as two, project_copy(WORKERS="1") as one:
+        return memory(two, "main.py"), memory(one, "main.py")
 
 
 if __name__ == "__main__":
-    measure()
+    print_table()

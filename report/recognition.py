@@ -3,8 +3,8 @@
     python report/recognition.py [FOLDER]
 
 Redraws 2,000 test digits of data/test.tar on paper, reads them with `read_digit`, and prints the
-accuracy of the models of a run (by default the newest in results/, its seed 0) on the originals, on the
-pictures that were only inverted and resized, and on what `read_digit` makes of them. Takes
+accuracy of the models of a run (by default the newest in results/), trained with seed 0: on the
+originals, on the pictures only inverted and resized, and on what `read_digit` makes of them. Takes
 ten minutes.
 """
 
@@ -85,10 +85,10 @@ def print_table(folder):
 
 
 if __name__ == "__main__":
+    folders = [Path(argument) for argument in sys.argv[1:]] or plot.run_folders(PROJECT / "results")
+    if not folders:
+        sys.exit("error: there is no run in results/: first run main.py")
     try:
-        if len(sys.argv) > 1:
-            print_table(Path(sys.argv[1]))
-        else:
-            print_table(plot.newest_run(PROJECT / "results", "RegularizedLeNet5-seed0.pt"))
+        print_table(folders[0])
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -2,8 +2,8 @@
 
     python report/shift.py [FOLDER]
 
-Prints the accuracy of the three models of a run (by default the newest in results/ that has them),
-means of all its seeds. Takes a minute.
+Prints the accuracy of the three models of a run (by default the newest in results/), means of all
+its seeds. Needs the complete MNIST in data/. Takes a minute.
 """
 
 import statistics
@@ -45,6 +45,8 @@ def print_table(folder):
     table = [["model", "seeds", *map(str, SHIFTS)]]
     for model_class in (LeNet5, CustomMLP, RegularizedLeNet5):
         paths = list(folder.glob(f"{model_class.__name__}-seed*.pt"))
+        if not paths:
+            raise FileNotFoundError(f"{folder} has no weights of {model_class.__name__}")
         row = [model_class.__name__, str(len(paths))]
         for pixels in SHIFTS:
             images = shift(test_set.images, pixels)
@@ -55,10 +57,10 @@ def print_table(folder):
 
 
 if __name__ == "__main__":
+    folders = [Path(argument) for argument in sys.argv[1:]] or plot.run_folders(PROJECT / "results")
+    if not folders:
+        sys.exit("error: there is no run in results/: first run main.py")
     try:
-        if len(sys.argv) > 1:
-            print_table(Path(sys.argv[1]))
-        else:
-            print_table(plot.newest_run(PROJECT / "results", "RegularizedLeNet5-seed0.pt"))
+        print_table(folders[0])
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
