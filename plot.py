@@ -936,9 +936,14 @@ def main(arguments):
         return 2
 
 
+def prepare_output():
+    """Let a terminal that has no "±" show a "?" instead."""
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
+        sys.stdout.reconfigure(errors="replace")
+
+
 if __name__ == "__main__":
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that has no "±" shows a "?"
+    prepare_output()
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
