@@ -763,7 +763,7 @@ def draw_step(axes, step, values, top):
     it ends. An image of MNIST would be 29 wide and high."""
     axes.text(0, top - 3, f"{step}: {shape_text(values)}", fontsize=8)
     look = {}
-    bottom = top + 15
+    bottom = top + 15 * values.ndim
     if values.ndim == 3:
         look = {"cmap": "gray"}
         bottom = top + 29 * math.ceil(min(len(values), MOST_MAPS) / 8)
