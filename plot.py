@@ -72,6 +72,8 @@ def read_run(folder):
         settings = json.loads(path.read_text(encoding="utf-8"))
         check_keys(settings, "date", "data", "versions", "seeds", "baseline", "experiments")
         check_keys(settings["data"], "description", "kind", "checksum")
+        for facts in settings["experiments"].values():
+            check_keys(facts, "epochs", "parameters", "row")
     stats = {}
     records = {}
     for name in settings["experiments"]:
@@ -485,6 +487,9 @@ def plot_experiment(run, name):
         seed, record = first_records(run)[name]
         rates = record["learning_rates"]  # of each step
         axes.plot(np.linspace(0, len(seeds[seed]["epoch"]), len(rates)), rates, color="gray", linewidth=1)
+    else:
+        for columns in seeds.values():  # at the end of each epoch
+            axes.plot(columns["epoch"], columns["learning_rate"], color="gray", marker=".", linewidth=1)
     axes.set(xlabel="epoch", ylabel="learning rate")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -763,7 +768,7 @@ def draw_step(axes, step, values, top):
     it ends. An image of MNIST would be 29 wide and high."""
     axes.text(0, top - 3, f"{step}: {shape_text(values)}", fontsize=8)
     look = {}
-    bottom = top + 15
+    bottom = top + 15 * values.ndim
     if values.ndim == 3:
         look = {"cmap": "gray"}
         bottom = top + 29 * math.ceil(min(len(values), MOST_MAPS) / 8)
