@@ -21,7 +21,6 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -501,8 +500,9 @@ def read_digit(path):
     picture = open_picture(path)
     try:
         ink = find_ink(ImageOps.contain(picture.convert("L"), (SIDE, SIDE)))
-        groups = leave_out_edge(find_groups(ink))
-        groups = [group for group in groups if not any(surrounds(group, other) for other in groups)]
+        groups = find_groups(ink)
+        groups = leave_out_edge(groups)
+        groups = leave_out_frames(groups)
         check_single(groups)
         return centre(thicken(cut_out(ink, groups)))
     except ValueError as error:
@@ -526,9 +526,10 @@ def open_picture(path):
         raise UserError(f"{path} has more than 8 bits per pixel: save it as PNG or JPEG with 8")
     picture = picture.convert("RGBA")
     picture.thumbnail((2 * OPEN_SIDE, 2 * OPEN_SIDE), Image.Resampling.BOX)
-    drawn = np.asarray(picture.getchannel("A")) > 127
+    grey, opacity = picture.convert("LA").split()
+    drawn = np.asarray(opacity) > 127
     # A white drawing on nothing needs black paper. One that fills the picture has its own.
-    is_light = 0 < drawn.mean() < 0.5 and np.asarray(picture.convert("L"))[drawn].mean() > 127
+    is_light = 0 < drawn.mean() < 0.5 and np.asarray(grey)[drawn].mean() > 127
     paper = Image.new("RGBA", picture.size, "black" if is_light else "white")
     return Image.alpha_composite(paper, picture).convert("RGB")
 
@@ -567,12 +568,15 @@ def find_paper(grey):
     tones = np.asarray(grey, dtype=float)
     darkest, brightest = grey.getextrema()
     middle = (darkest + brightest) / 2
-    if np.mean(abs(tones - middle) < (brightest - darkest) / 4) < MIDDLE_TONES:
-        return np.full(tones.shape, np.median(tones[tones >= middle]))
+    quarter = (brightest - darkest) / 4
+    if np.mean(abs(tones - middle) < quarter) < MIDDLE_TONES:
+        bright = tones[tones >= middle]
+        return np.full(tones.shape, np.median(bright))
     small = grey.reduce(2)  # averages bright grains away, which would grow as well
     width = 2 * round(BROADEST * max(small.size) / 2) + 1
     paper = small.filter(ImageFilter.MaxFilter(width)).filter(ImageFilter.MinFilter(width))
-    return np.asarray(paper.resize(grey.size, Image.Resampling.BILINEAR), dtype=float)
+    paper = paper.resize(grey.size, Image.Resampling.BILINEAR)
+    return np.asarray(paper, dtype=float)
 
 
 class Group:
@@ -614,15 +618,22 @@ def leave_out_edge(groups):
     next digit do. If they hold less than half of the ink in the middle, the digit itself touches the
     edge, and all groups are returned."""
     height, width = groups[0].ink.shape
-    loose = [
-        group
-        for group in groups
-        if group.top > 0 and group.left > 0 and group.bottom < height and group.right < width
-    ]
     middle = np.s_[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    loose_ink = sum(group.ink[middle].sum() for group in loose)
-    all_ink = sum(group.ink[middle].sum() for group in groups)
-    return loose if loose and loose_ink >= all_ink / 2 else groups
+    loose = []
+    balance = 0  # ink in the middle that is loose, less the ink there that is not
+    for group in groups:
+        amount = group.ink[middle].sum()
+        if group.top == 0 or group.left == 0 or group.bottom == height or group.right == width:
+            balance -= amount
+        else:
+            balance += amount
+            loose.append(group)
+    return loose if loose and balance >= 0 else groups
+
+
+def leave_out_frames(groups):
+    """Return the groups without those drawn around another one."""
+    return [group for group in groups if not any(surrounds(group, other) for other in groups)]
 
 
 def surrounds(frame, group):
@@ -639,24 +650,23 @@ def surrounds(frame, group):
 
 
 def check_single(groups):
-    """Raise ValueError if two tall groups stand side by side, as the digits of a number do, or if one
-    with at least half the ink of the largest lies far from it."""
+    """Raise ValueError if a tall group stands beside the largest one, which comes first, as the digits of
+    a number do, or if it lies far from it and has at least half as much ink."""
     largest = groups[0]
-    tall = [group for group in groups if group.height > TALL * largest.height]
-    heavy = [group for group in tall if group.amount >= largest.amount / 2]
-    are_digits = any(are_side_by_side(group, other) for group, other in combinations(tall, 2))
-    are_apart = not all(is_near(largest, group) for group in heavy)
-    if are_digits or are_apart:
-        raise ValueError("shows more than one digit: keep one of them")
+    for group in groups[1:]:
+        is_tall = group.height > TALL * largest.height
+        is_heavy = group.amount >= largest.amount / 2
+        is_apart = is_heavy and not is_near(largest, group)
+        if is_tall and (is_apart or is_beside(largest, group)):
+            raise ValueError("shows more than one digit: keep one of them")
 
 
-def are_side_by_side(group, other):
+def is_beside(largest, group):
     """Whether two groups share more than half of their height and little of their width."""
-    shared_height = min(group.bottom, other.bottom) - max(group.top, other.top)
-    shared_width = min(group.right, other.right) - max(group.left, other.left)
-    in_line = shared_height > max(group.height, other.height) / 2
-    beside = shared_width < BESIDE * min(group.width, other.width)
-    return in_line and beside
+    shared_height = min(largest.bottom, group.bottom) - max(largest.top, group.top)
+    shared_width = min(largest.right, group.right) - max(largest.left, group.left)
+    in_line = shared_height > max(largest.height, group.height) / 2
+    return in_line and shared_width < BESIDE * min(largest.width, group.width)
 
 
 def is_near(largest, group):
@@ -701,9 +711,11 @@ def centre(ink):
     """Return ink reduced to a longer side of 20 pixels, as a uint8 tensor (28, 28) with its centre of
     mass in the middle. In MNIST's own images, that is the middle of pixel 14, counted from 0."""
     digit = ImageOps.contain(Image.fromarray(np.float32(255 * ink)), (20, 20), Image.Resampling.BOX)
-    mass = np.asarray(digit)
-    top = round(14 - np.arange(digit.height) @ mass.sum(axis=1) / mass.sum())
-    left = round(14 - np.arange(digit.width) @ mass.sum(axis=0) / mass.sum())
+    mass = np.asarray(digit) / np.sum(digit)
+    rows = np.arange(digit.height)
+    columns = np.arange(digit.width)
+    top = round(14 - rows @ mass.sum(axis=1))
+    left = round(14 - columns @ mass.sum(axis=0))
     image = Image.new("F", (28, 28))
     image.paste(digit, (left, top))
     return torch.from_numpy(np.asarray(image).round().astype(np.uint8))
