@@ -47,6 +47,12 @@ DEFAULT_DIR = PROJECT / "data"  # the only folder that MNIST is downloaded to
 SAMPLE_DIR = DEFAULT_DIR / "sample"
 
 
+def in_project(folder):
+    """Return the path of a folder. A relative one is in the project's folder, whatever the current folder is;
+    ~ is the home folder."""
+    return PROJECT / Path(folder).expanduser()
+
+
 class UserError(ValueError):
     """Says what is wrong, in words for the person at the shell."""
 
@@ -365,7 +371,7 @@ def load_data(data_dir, validation_images=0):
     "validation", and a `checksum`, a text that identifies the images.
     Raises OSError or UserError, with a message for the user, if the data can't be used.
     """
-    folder = PROJECT / os.path.expanduser(data_dir)
+    folder = in_project(data_dir)
     if folder == DEFAULT_DIR and not find_tars(folder, "train") + find_tars(folder, "test"):
         try:
             download(folder)
@@ -730,9 +736,9 @@ def pictures_in(folder):
 def read_digits(paths):
     """Read pictures of own digits with `read_digit`.
 
-    Returns a dict of arrays: names (M,), with their folders if two have the same name; images, uint8
-    (M, 28, 28); originals, uint8 (M, 112, 112, 3), thumbnails. It is empty if no picture can be read.
-    A picture that can't be read is named on standard error and left out.
+    Returns a dict: names, a list, with their folders if two have the same name; images, a uint8 tensor
+    (M, 28, 28); originals, thumbnails, a uint8 tensor (M, 112, 112, 3). It is empty if no picture can be
+    read. A picture that can't be read is named on standard error and left out.
     """
     read = []
     images = []
@@ -744,12 +750,13 @@ def read_digits(paths):
             print(f"warning: {' '.join(str(error).split())}", file=sys.stderr)
             continue
         read.append(path)
-        images.append(image.numpy())
-        originals.append(np.asarray(ImageOps.pad(open_picture(path), (112, 112), color="white")))
+        images.append(image)
+        original = ImageOps.pad(open_picture(path), (112, 112), color="white")
+        originals.append(torch.from_numpy(np.array(original)))
     if not read:
         return {}
     names = [path.name for path in read]
     if len(set(names)) < len(names):
         names = [path.as_posix() for path in read]
     names = ["".join(letter if letter.isprintable() else "?" for letter in name) for name in names]
-    return {"names": np.array(names), "images": np.stack(images), "originals": np.stack(originals)}
+    return {"names": names, "images": torch.stack(images), "originals": torch.stack(originals)}

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -41,12 +41,12 @@ BATCH_SIZE = 32  # images per step; 16 to 256; larger batches need a larger lear
 MOMENTUM = 0.9  # fraction of the last step that is added to the next; 0 to 0.99
 SEEDS = (0,)  # each experiment is trained once per seed; (0, 1, 2) shows how much is random
 DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA), "mps" (Apple); a run on "cpu" can be repeated exactly
-VALIDATION_IMAGES = 0  # 0: test images after each epoch; 10_000: the last 10,000 training images instead
-WORKERS = None  # trainings at the same time, each on its own core; None: one per core; a GPU has one
+VALIDATION_IMAGES = 0  # 0: measure on the test images; 10_000: hold out the last 10,000 training images
+WORKERS = None  # trainings at the same time, each on its own core; None: one per core; with a GPU always 1
 AUGMENTATION = Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)  # random changes to the images
 BASELINE = "LeNet5"  # the tables state the gain over this experiment
 DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to "data" if both are missing
-RESULTS_DIR = "results"  # each run makes a new folder in it; plot.py takes numbers for this one only
+RESULTS_DIR = "results"  # each run makes a new folder in it; plot.py takes numbers for "results" only
 DIGITS_DIR = "data/my_digits"  # pictures of your own digits; the trained models classify them
 
 
@@ -56,11 +56,11 @@ class Experiment:
 
     name: str  # in tables, pictures and the names of files
     model: Callable[..., nn.Module]  # a class that maps images (B, 1, 28, 28) to logits (B, 10), see model.py
-    learning_rate: float  # peak of the schedule; 0.005 to 0.1 for SGD, a tenth for Adam; too high: explodes
+    learning_rate: float  # the highest, see build; 0.005 to 0.1 for SGD, a tenth for Adam; or it explodes
     options: dict = field(default_factory=dict)  # arguments of the model
     transform: Callable | None = None  # changes the training images, batch by batch, such as AUGMENTATION
     loss: Callable = nn.CrossEntropyLoss()  # what training minimizes; testing reports cross-entropy
-    # SGD with MOMENTUM, or a class of torch.optim such as torch.optim.AdamW, which has its own defaults.
+    # SGD with MOMENTUM, or a class of torch.optim such as torch.optim.AdamW, which ignores MOMENTUM.
     optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.SGD, momentum=MOMENTUM)
     optimizer_options: dict = field(default_factory=dict)  # further arguments, such as weight_decay
     batch_size: int = BATCH_SIZE
@@ -80,8 +80,7 @@ EXPERIMENTS = [
     ),
 ]
 
-PROJECT = Path(__file__).resolve().parent  # relative folders are those in it
-CORES = torch.get_num_threads()  # as many threads as torch would use
+CORES = torch.get_num_threads()  # asked now, because a run sets it to 1
 
 # How a model learns ---------------------------------------------------------------------------------
 
@@ -96,22 +95,22 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
     criterion: maps logits (B, 10) and labels to the average loss, such as nn.CrossEntropyLoss().
     scheduler: makes a step after each batch; None leaves the learning rate alone.
 
-    Raises UserError if logits or labels have another form, or if the loss is not finite.
+    Raises UserError if logits or labels have another shape, or if the loss is not finite.
     """
     model.train()
     total_loss = correct = count = 0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
         logits = model(images)
-        check_form(logits, labels)
+        check_shapes(logits, labels)
         loss = criterion(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-        # The last batch may be smaller, and its images must not count for more. The totals stay
-        # tensors, since .item() would wait for a GPU after every batch.
+        # The last batch of a loader may be smaller, and its images must not count for more. The totals
+        # stay tensors, since .item() would wait for a GPU after every batch.
         total_loss += loss.detach() * len(labels)
         correct += (logits.argmax(dim=1) == labels).sum()
         count += len(labels)
@@ -127,21 +126,21 @@ def test(model, loader, device, criterion):
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
         logits = model(images)
-        check_form(logits, labels)
+        check_shapes(logits, labels)
         total_loss += criterion(logits, labels) * len(labels)
         correct += (logits.argmax(dim=1) == labels).sum()
         count += len(labels)
     return average(total_loss, correct, count)
 
 
-def check_form(logits, labels):
-    """Raise UserError unless there is a row of logits (B, 10) for each label (B,). Other forms may give a
-    wrong accuracy without an error."""
+def check_shapes(logits, labels):
+    """Raise UserError unless logits are a matrix with a row for each label. Other shapes can give a wrong
+    accuracy without an error."""
     if not isinstance(logits, torch.Tensor):
         raise UserError(f"the model must return logits, a tensor (B, 10), not a {type(logits).__name__}")
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
-        forms = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-        raise UserError(f"logits and labels must have the shapes (B, 10) and (B,), not {forms}")
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise UserError(f"logits and labels must have the shapes (B, 10) and (B,), not {shapes}")
 
 
 def average(total_loss, correct, count):
@@ -167,8 +166,8 @@ def build(experiment, train_set):
     optimizer = experiment.optimizer(
         model.parameters(), lr=experiment.learning_rate, **experiment.optimizer_options
     )
-    # The learning rate rises for 30% of the steps, then falls to almost 0: large steps
-    # first, fine tuning last (Smith, Topin 2018, "Super-Convergence").
+    # The learning rate starts at 1/25 of its peak, rises for 30% of the steps and then falls to almost
+    # 0: a careful start, large steps, fine tuning (Smith, Topin 2018, "Super-Convergence").
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=[float(group["lr"]) for group in optimizer.param_groups],
@@ -190,20 +189,25 @@ class Images:
     digits: dict  # your own, see dataset.read_digits
 
 
-PROGRESS = (  # a line after each epoch
+HEADINGS = (
+    "experiment              seed    epoch  training: loss  accuracy  {kind:>10}: loss  accuracy  seconds"
+)
+PROGRESS = (
     "{name:<22}  {seed:>4}  {epoch:>4}/{epochs:<2}  {train_loss:>14.4f}  {train_accuracy:>8.2%}  "
     "{val_loss:>16.4f}  {val_accuracy:>8.2%}  {seconds:>7.1f}"
 )
 
 
-def run_training(experiment, images, seed, folder, dry_run=False):
-    """Train one experiment with one seed. Each finished epoch adds a row to <name>-seed<seed>.csv and
-    saves the weights in <name>-seed<seed>.pt. At the end, all that tables and pictures show of the training
-    goes to <name>-seed<seed>.npz.
+def run_training(experiment, images, seed, folder, quiet=False):
+    """Train one experiment with one seed. Its files in the folder begin with <name>-seed<seed>:
 
-    dry_run: train for one epoch only and print nothing.
+    .csv  loss, accuracy and time, a row per epoch
+    .pt   the weights, replaced after each epoch
+    .npz  written at the end: what else tables and pictures show of a training
+
+    quiet: print nothing.
     """
-    experiment = copy.deepcopy(experiment)  # a loss may count its calls: no training inherits from another
+    experiment = copy.deepcopy(experiment)  # a loss or a transform may have a state, and gets a new one
     path = folder / f"{experiment.name}-seed{seed}"
     device = experiment.device
     set_seed(seed)
@@ -211,36 +215,37 @@ def run_training(experiment, images, seed, folder, dry_run=False):
     test_loader = dataset.batches(images.test_set, 1000)  # without gradients, larger batches are faster
     learning_rates = []
 
-    def note_learning_rate(optimizer, args, kwargs):
+    def note_learning_rate(optimizer, args, kwargs):  # called before each step
         learning_rates.append(float(optimizer.param_groups[0]["lr"]))
 
     optimizer.register_step_pre_hook(note_learning_rate)
-    epochs = 1 if dry_run else experiment.epochs
-    for epoch in range(1, epochs + 1):
+    for epoch in range(1, experiment.epochs + 1):
         start = time.perf_counter()
         train_loss, train_accuracy = train(model, train_loader, device, experiment.loss, optimizer, scheduler)
         refresh_batch_norm(model, images.train_set, experiment)
         val_loss, val_accuracy = test(model, test_loader, device, nn.CrossEntropyLoss())
-        figures = {
+        results = {
             "epoch": epoch,
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
-            "val_loss": val_loss,
+            "val_loss": val_loss,  # of the test images, unless VALIDATION_IMAGES are held out
             "val_accuracy": val_accuracy,
             "seconds": time.perf_counter() - start,
             "learning_rate": float(scheduler.get_last_lr()[0]),
         }
-        add_row(f"{path}.csv", figures)
+        add_row(f"{path}.csv", results)
         weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        save_whole(f"{path}.pt", partial(torch.save, weights))
-        if not dry_run:
-            line = PROGRESS.format(name=experiment.name, seed=seed, epochs=experiment.epochs, **figures)
+        with whole_file(f"{path}.pt") as file:
+            torch.save(weights, file)
+        if not quiet:
+            line = PROGRESS.format(name=experiment.name, seed=seed, epochs=experiment.epochs, **results)
             print(line, flush=True)
     record = {"learning_rates": np.array(learning_rates, dtype=np.float32)}
     record |= answers(model, images, device)
     record |= layer_outputs(model, images, device)
     record |= samples(experiment, images.train_set)
-    save_whole(f"{path}.npz", lambda file: np.savez(file, **record))
+    with whole_file(f"{path}.npz") as file:
+        np.savez(file, **record)
 
 
 def set_seed(seed):
@@ -251,10 +256,11 @@ def set_seed(seed):
 
 
 def refresh_batch_norm(model, train_set, experiment):
-    """Compute the running averages of batch norm anew from 10,000 training images, if the model has any.
+    """Compute the stored averages of batch norm anew, if the model has any.
 
-    During training, batch norm has averaged the last, augmented batches. Averages of many
-    unaugmented images fit the test images better. (`update_bn` leaves dropout on.)
+    Batch norm normalizes with the mean and the variance of each batch in training, and with stored
+    averages in testing. During training, it has averaged the last, augmented batches. Averages of up to
+    10,000 unaugmented images fit the test images better. Dropout stays on, as in training.
     """
     images = train_set.subset(slice(10_000))
     batch_size = min(experiment.batch_size, 1000)  # several batches, however large those of training
@@ -264,32 +270,35 @@ def refresh_batch_norm(model, train_set, experiment):
 
 @torch.no_grad()
 def predict(model, images, device):
-    """Return the logits, float32 (N, 10), of images, uint8 (N, 28, 28), with dropout off."""
+    """Return the logits, float32 (N, 10), of images, uint8 (N, 28, 28), with dropout off. Raises UserError if
+    the model returns another shape."""
     model.eval()
     logits = []
     for batch in images.split(1000):
         logits.append(model(dataset.normalize(batch).to(device)).float().cpu())
-    return torch.cat(logits)
+    logits = torch.cat(logits)
+    if logits.shape != (len(images), 10):
+        shapes = f"({len(images)}, 10) for as many images, not {tuple(logits.shape)}"
+        raise UserError(f"the model must return logits of the shape {shapes}")
+    return logits
 
 
-def add_row(path, figures):
+def add_row(path, results):
     """Add a row to a CSV file. A new file begins with the names of the columns."""
     with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, figures, lineterminator="\n")
+        writer = csv.DictWriter(file, results, lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()
-        writer.writerow({name: f"{value:.6g}" for name, value in figures.items()})
+        writer.writerow({name: f"{value:.6g}" for name, value in results.items()})
 
 
-def save_whole(path, write):
-    """Write a file so that it is there whole or not at all: `write` receives the open file."""
+@contextmanager
+def whole_file(path):
+    """Open a file for writing that gets its name only when it is complete."""
     unfinished = Path(f"{path}.part")
-    try:
-        with open(unfinished, "wb") as file:
-            write(file)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with open(unfinished, "wb") as file:
+        yield file
+    unfinished.replace(path)
 
 
 # What tables and pictures show of a training --------------------------------------------------------
@@ -307,14 +316,15 @@ def answers(model, images, device):
     }
     if images.digits:
         record |= {f"digit_{name}": array for name, array in images.digits.items()}
-        record["digit_logits"] = predict(model, torch.from_numpy(images.digits["images"]), device)
+        record["digit_logits"] = predict(model, images.digits["images"], device)
     return record
 
 
 def layer_outputs(model, images, device):
-    """Return a dict of arrays: one digit, the first of your own or else the first test image, its logits (10,),
-    and the name, kind, number of parameters and output of each layer, in the order of use."""
-    image = torch.as_tensor(images.digits.get("images", images.test_set.images))[:1]
+    """Return a dict of arrays: one digit, the first of your own or else the first test image, its logits, and
+    the name, kind, number of parameters and output of each layer, in the order of use. If the first layer is
+    a convolution, `filters` has its weights. Containers such as nn.Sequential are no layers."""
+    image = images.digits.get("images", images.test_set.images)[:1]
     used = []
 
     def note_output(module, inputs, output):
@@ -329,13 +339,14 @@ def layer_outputs(model, images, device):
     record = {"input": image[0], "input_logits": logits[0]}
     module_names = {module: name for name, module in model.named_modules()}
     record |= {"layer_names": [], "layer_kinds": [], "layer_parameters": []}
-    counted = set()
+    counted = set()  # a layer that is used twice counts its parameters once
     for module, output in used:
         own_parameters = list(module.parameters(recurse=False))
         is_container = list(module.children()) and not own_parameters
         if is_container or isinstance(module, nn.Identity):  # which stands for a layer that is left out
             continue
-        if isinstance(module, nn.Conv2d) and not counted:
+        is_first = not counted
+        if isinstance(module, nn.Conv2d) and is_first:
             record["filters"] = module.weight[:, 0].detach().float().cpu()
         if module in counted:
             own_parameters = []
@@ -364,9 +375,13 @@ def samples(experiment, train_set):
 
 
 def dry_run(experiment, images):
-    """Do all that a training does, to its end, with one batch of images. So a mistake shows before the real
-    work. Return a dict: the number of `parameters`, roughly how many `seconds` a training takes, and
-    `warnings`."""
+    """Try an experiment, so that a mistake shows before the real work.
+
+    Do all that a training does, to its end, with one batch of images. Then load the weights into a new
+    model, which must give the same answers, and time a few more batches.
+
+    Return a dict: the number of `parameters`, roughly how many `seconds` a training takes, and `warnings`.
+    """
     check_row(experiment)
     few = Images(
         train_set=images.train_set.subset(slice(experiment.batch_size)),
@@ -374,7 +389,7 @@ def dry_run(experiment, images):
         digits=images.digits,
     )
     with tempfile.TemporaryDirectory() as folder:
-        run_training(experiment, few, 0, Path(folder), dry_run=True)
+        run_training(replace(experiment, epochs=1), few, 0, Path(folder), quiet=True)
         path = Path(folder) / f"{experiment.name}-seed0"
         weights = torch.load(f"{path}.pt", weights_only=True)
         with np.load(f"{path}.npz") as record:
@@ -384,26 +399,29 @@ def dry_run(experiment, images):
     loader, model, optimizer, scheduler = build(experiment, images.train_set)
     model.load_state_dict(weights)
     restored_logits = predict(model, few.test_set.images, device)
-    single_logits = predict(model, few.test_set.images[:1], device)
-    if single_logits.shape != (1, 10):
-        shape = tuple(single_logits.shape)
-        raise UserError(f"the model must return logits of the shape (1, 10) for an image, not {shape}")
-    for count, batch in enumerate(loader):
-        train(model, [batch], device, experiment.loss, optimizer, scheduler)
-        if count == 0:  # the first batch takes longer
-            start = time.perf_counter()
-        elif count == 10 or time.perf_counter() - start > 2:
-            break
-    seconds = (time.perf_counter() - start) / max(count, 1)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seconds": seconds * len(loader) * experiment.epochs,
+        "seconds": time_batch(experiment, loader, model, optimizer) * len(loader) * experiment.epochs,
         "warnings": warnings_about(experiment, logits, restored_logits),
     }
 
 
+def time_batch(experiment, loader, model, optimizer):
+    """Return how many seconds it takes to train on a batch, from at most ten batches or two seconds."""
+    first = next(iter(loader))
+    train(model, [first], experiment.device, experiment.loss, optimizer)  # takes longer, and does not count
+    start = time.perf_counter()
+    for count, batch in enumerate(loader, start=1):
+        train(model, [batch], experiment.device, experiment.loss, optimizer)
+        seconds = time.perf_counter() - start
+        if count == 10 or seconds > 2:
+            break
+    return seconds / count
+
+
 def check_row(experiment):
-    """Raise UserError if a class stands for an object, or an object for a class."""
+    """Raise UserError if brackets are too many or missing: a row has the class of its model, but objects for
+    transform and loss."""
     if isinstance(experiment.model, nn.Module):
         kind = type(experiment.model).__name__
         raise UserError(f"each seed needs a new model, so name its class: {kind}, not {kind}(...)")
@@ -428,7 +446,7 @@ def warnings_about(experiment, logits, restored_logits):
         if isinstance(experiment.loss, nn.CrossEntropyLoss):
             warning += "The loss applies a softmax itself, and the model learns better without its own."
         else:
-            warning += "So val_loss and the confidences in the pictures are not what they say."
+            warning += "So the loss in tables and the confidence in pictures are not what they say."
         warnings.append(warning)
     return warnings
 
@@ -436,7 +454,7 @@ def warnings_about(experiment, logits, restored_logits):
 # Several trainings at the same time -----------------------------------------------------------------
 
 
-shared = {}  # the experiments, by name, and the images, in each process that trains
+shared = {}  # "experiments" by name, and "images": filled once in each process that trains
 
 
 @contextmanager
@@ -504,18 +522,18 @@ def signals_ignored():
             signal.signal(number, handler)
 
 
-def outcomes(pool, function, jobs):
+def run_jobs(pool, function, jobs):
     """Call a function for many jobs: in a pool, several at a time, or here, one after the other. Yield each
-    job with its outcome, in the order in which they finish.
+    job and what `run_job` returns, in the order in which they finish.
 
     jobs: tuples of the name of an experiment and further arguments.
     """
     if pool is None:
         for job in jobs:
-            yield job, outcome(function, *job)
+            yield job, run_job(function, *job)
         return
     with signals_ignored():
-        futures = {pool.submit(outcome, function, *job): job for job in jobs}
+        futures = {pool.submit(run_job, function, *job): job for job in jobs}
     while futures:
         # On Windows, Ctrl-C is noticed only between two waits.
         finished, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -523,11 +541,12 @@ def outcomes(pool, function, jobs):
             yield futures.pop(future), future.result()
 
 
-def outcome(function, name, *arguments):
-    """Call a function for an experiment. Return what it returns, or a UserError that says why it failed."""
+def run_job(function, name, *arguments):
+    """Call function(experiment, images, *arguments) with what is shared. Return its result, or a UserError
+    that says why it failed."""
     try:
         return function(shared["experiments"][name], shared["images"], *arguments)
-    except Exception as error:  # a user's own model may raise anything
+    except (Exception, SystemExit) as error:  # a user's own model may raise anything
         return UserError(describe(error))
 
 
@@ -537,10 +556,12 @@ def describe(error):
     text = " ".join(str(error).split())[:500]
     if isinstance(error, (OSError, UserError)):
         return text
+    if isinstance(error, BrokenExecutor):
+        return "a process was killed, perhaps since memory ran out: try WORKERS = 1"
     own_lines = []
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename).resolve()
-        if path.parent == PROJECT:
+        if path.parent == dataset.PROJECT:
             own_lines.append(f"{path.name}, line {frame.lineno}: {frame.line}")
     return f"{type(error).__name__}: {text} ({own_lines[-1]})"
 
@@ -551,53 +572,54 @@ def describe(error):
 def main():
     """Train every experiment with every seed, then tabulate and plot. Return the exit code: 0, 1 if a
     training or a picture failed, 2 if the run could not start, 130 if interrupted."""
-    # In models this small, threads mostly wait for each other; their number would change the last digits.
+    # Models this small gain nothing from several threads, whose sums would round differently.
     torch.set_num_threads(1)
     folder = None
     exit_code = 0
     try:
-        code = {path.name: path.read_bytes() for path in PROJECT.glob("*.py")}  # before anybody edits it
+        # at once: it may be edited while the images are read
+        code = {path.name: path.read_bytes() for path in dataset.PROJECT.glob("*.py")}
         check_settings()
         print(f"Reading the images in {DATA_DIR} ...", flush=True)
         train_set, test_set, data = dataset.load_data(DATA_DIR, VALIDATION_IMAGES)
-        digits = dataset.read_digits(dataset.pictures_in(in_project(DIGITS_DIR)))
+        digits = dataset.read_digits(dataset.pictures_in(dataset.in_project(DIGITS_DIR)))
         workers = choose_workers()
         with worker_pool(workers, Images(train_set, test_set, digits)) as pool:
             facts = try_experiments(pool)
             folder = start_run(code, data, facts)
-            print(opening(data, folder, facts, workers), flush=True)
+            print_opening(data, folder, facts, workers)
             if not run_trainings(pool, facts, folder):
                 exit_code = 1
     except KeyboardInterrupt:
         kept = f"the finished epochs are in {folder}" if folder else "nothing was trained"
         print(f"interrupted; {kept}", file=sys.stderr)
         exit_code = 130
-    except BrokenExecutor:
-        print("error: a process was killed; too little memory? Try WORKERS = 1", file=sys.stderr)
-        exit_code = 1 if folder else 2
     except Exception as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         exit_code = 1 if folder else 2
     if folder is None:
         return exit_code
+    # A second Ctrl-C must not cost the pictures.
     with signals_ignored() if exit_code == 130 else nullcontext():
         try:
             all_drawn = plot.show_run(folder)
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             all_drawn = False
-    return exit_code or (0 if all_drawn else 1)
+    if not all_drawn and exit_code == 0:
+        exit_code = 1
+    return exit_code
 
 
 def check_settings():
-    """Raise an error for a setting that would be wrong without a word. Other mistakes show in the dry run of
-    each row, in the words of Python or PyTorch."""
+    """Raise an error for mistakes that nothing else would report: no experiment, no seed or the same one
+    twice, names that can't be those of files or are taken."""
     if not EXPERIMENTS or not SEEDS:
         raise UserError("main.py: EXPERIMENTS needs at least one row, and SEEDS at least one seed")
     if len(set(SEEDS)) < len(SEEDS):
         raise UserError(f"main.py: {SEEDS = } holds a seed twice")
     for seed in SEEDS:
-        set_seed(seed)  # numpy says what can't be a seed
+        set_seed(seed)  # numpy raises an error for what can't be a seed, such as -1
     taken = set(plot.PICTURES)
     for experiment in EXPERIMENTS:
         row = row_of(experiment)
@@ -610,13 +632,8 @@ def check_settings():
 
 
 def row_of(experiment):
-    """Return how errors call a row."""
+    """Return the words for an experiment in messages."""
     return f"EXPERIMENTS in main.py, row {experiment.name!r}"
-
-
-def in_project(folder):
-    """Return the path of a folder in the settings, whatever the current folder is."""
-    return PROJECT / Path(folder).expanduser()
 
 
 def choose_workers():
@@ -632,7 +649,7 @@ def try_experiments(pool):
     one can't be trained."""
     print("Trying each experiment on a few batches ...", flush=True)
     jobs = [(experiment.name,) for experiment in EXPERIMENTS]
-    found = {name: result for (name,), result in outcomes(pool, dry_run, jobs)}
+    found = {name: result for (name,), result in run_jobs(pool, dry_run, jobs)}
     for experiment in EXPERIMENTS:
         result = found[experiment.name]
         if isinstance(result, UserError):
@@ -643,11 +660,7 @@ def try_experiments(pool):
 
 
 def start_run(code, data, facts):
-    """Make and return the folder of a new run, with what is known before the first training."""
-    folder = make_folder(in_project(RESULTS_DIR))
-    (folder / "code").mkdir()
-    for name, source in code.items():
-        (folder / "code" / name).write_bytes(source)
+    """Make the folder of a run, write settings.json and copies of the code into it, and return its path."""
     experiments = {}
     for experiment in EXPERIMENTS:
         experiments[experiment.name] = {
@@ -663,11 +676,16 @@ def start_run(code, data, facts):
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
-        "seeds": list(SEEDS),
+        "seeds": [int(seed) for seed in SEEDS],
         "baseline": BASELINE,
         "experiments": experiments,
     }
-    (folder / "settings.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    text = json.dumps(settings, indent=2)
+    folder = make_folder(dataset.in_project(RESULTS_DIR))
+    (folder / "settings.json").write_text(text, encoding="utf-8")
+    (folder / "code").mkdir()
+    for name, source in code.items():
+        (folder / "code" / name).write_bytes(source)
     return folder
 
 
@@ -686,38 +704,35 @@ def run_trainings(pool, facts, folder):
     jobs = [(experiment.name, seed, folder) for experiment in EXPERIMENTS for seed in SEEDS]
     jobs.sort(key=lambda job: facts[job[0]]["seconds"], reverse=True)
     all_finished = True
-    for (name, seed, _), result in outcomes(pool, run_training, jobs):
+    for (name, seed, _), result in run_jobs(pool, run_training, jobs):
         if isinstance(result, UserError):
             print(f"error: {name}, seed {seed}: {result}", file=sys.stderr)
             all_finished = False
     return all_finished
 
 
-def opening(data, folder, facts, workers):
-    """Return what is printed before the first epoch: what is trained, how long it takes, and headings."""
-    parameters = [f"{name} {found['parameters']:,}" for name, found in facts.items()]
+def print_opening(data, folder, facts, workers):
+    """Print what is trained, how long it takes, and the headings of the progress lines."""
     seconds = [found["seconds"] for found in facts.values()]
+    # at least the longest training, and at least all the work divided among the workers
     minutes = max(max(seconds), len(SEEDS) * sum(seconds) / workers) / 60
-    kind = data["kind"]
-    lines = [
-        data["description"],
-        f"Parameters: {'; '.join(parameters)}",
-        f"Trainings: {len(facts) * len(SEEDS)}, {workers} at a time, about {minutes:.1f} minutes",
-        f"The results go to {folder}",
-        "",
-        f"{'experiment':<22}  seed    epoch  training: loss  accuracy  {kind:>10}: loss  accuracy  seconds",
-    ]
-    return "\n".join(lines)
+    parameters = [f"{name} {found['parameters']:,}" for name, found in facts.items()]
+    print(data["description"])
+    print(f"Parameters: {'; '.join(parameters)}")
+    print(f"Trainings: {len(facts) * len(SEEDS)}, {workers} at a time, about {minutes:.1f} minutes")
+    print(f"The results go to {folder}\n")
+    print(HEADINGS.format(kind=data["kind"]), flush=True)
 
 
 # Asking trained models ------------------------------------------------------------------------------
 
 
 def ask(paths):
-    """Print and draw what the models of the newest run answer to pictures of digits. Return the exit code:
-    0, 1 if a picture or a model had to be left out, 2 if there is nothing to ask."""
+    """Print and draw which digits the models see in pictures. The models are those of the newest run with a
+    finished training. Return the exit code: 0, 1 if a picture or a model was left out, 2 if nothing could be
+    answered."""
     torch.set_num_threads(1)
-    results_dir = in_project(RESULTS_DIR)
+    results_dir = dataset.in_project(RESULTS_DIR)
     finished = [folder for folder in plot.run_folders(results_dir) if any(folder.glob("*.npz"))]
     if not finished:
         print(f"error: no training in {results_dir} has finished: first run main.py", file=sys.stderr)
@@ -731,11 +746,12 @@ def ask(paths):
         logits = {}
         for experiment in EXPERIMENTS:
             try:
-                logits[experiment.name] = ask_model(experiment, run, torch.from_numpy(digits["images"]))
+                logits[experiment.name] = ask_model(experiment, run, digits["images"])
             except UserError as error:
                 print(f"error: {row_of(experiment)}: {error}", file=sys.stderr)
         if not logits:
             return 2
+        digits = {part: np.asarray(values) for part, values in digits.items()}
         picture = results_dir / "my_digits.png"
         print("\n".join(plot.digit_table(digits, logits)))
         plot.draw_digits(digits, logits, picture)
@@ -748,8 +764,9 @@ def ask(paths):
 
 
 def ask_model(experiment, run, images):
-    """Return the logits (M, 10) of images, uint8 (M, 28, 28), from the model that a run has trained with its
-    first seed. Raises UserError if it has not, or if the model does not answer as it did then."""
+    """Return the logits (M, 10) of images, uint8 (M, 28, 28), from the model of the first finished seed.
+    Raises UserError if there is none, if the weights do not fit, or if the model answers a known image in
+    another way than at the end of its training."""
     if experiment.name not in run.records:
         raise UserError(f"it has no finished training in {run.folder}: run main.py again")
     seed, record = next(iter(run.records[experiment.name].items()))
@@ -770,7 +787,7 @@ def ask_model(experiment, run, images):
 
 if __name__ == "__main__":
     plot.prepare_output()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat it like Ctrl-C
     arguments = sys.argv[1:]
     if arguments in (["-h"], ["--help"]):
         print(__doc__)

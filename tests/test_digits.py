@@ -327,8 +327,8 @@ def test_read_digits_names_and_passes_over_what_is_no_digit(tmp_path, test_set, 
     (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     digits = dataset.read_digits(dataset.pictures_in(tmp_path))
-    assert digits["names"].tolist() == ["a.png", "b.png"]
-    assert torch.equal(torch.from_numpy(digits["images"][1]), dataset.read_digit(tmp_path / "b.png"))
+    assert digits["names"] == ["a.png", "b.png"]
+    assert torch.equal(digits["images"][1], dataset.read_digit(tmp_path / "b.png"))
     assert digits["originals"].shape == (2, 112, 112, 3)
     folder, notes = capsys.readouterr().err.splitlines()
     assert "folder" in folder and "notes.txt" in notes
@@ -339,6 +339,6 @@ def test_pictures_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         drawn(FOUR).save(path)
-    names = dataset.read_digits(paths)["names"].tolist()
+    names = dataset.read_digits(paths)["names"]
     assert len(set(names)) == 4 and names[0].endswith("a/7.png") and names[2].endswith("b/7.png")
-    assert dataset.read_digits(paths[:2])["names"].tolist() == ["7.png", "4?.png"]
+    assert dataset.read_digits(paths[:2])["names"] == ["7.png", "4?.png"]

@@ -362,7 +362,7 @@ WARNED_ROWS = {
     "softmax and cross-entropy": (returning(partial(torch.softmax, dim=1)), "softmax"),
     "softmax and another loss": (
         returning(partial(torch.softmax, dim=1), loss=lambda outputs, labels: -outputs.mean()),
-        "val_loss",
+        "tables",
     ),
     "sigmoid": (returning(torch.sigmoid), "between 0 and 1"),
     "dropout in evaluation": (returning(dropout), "dropout"),
