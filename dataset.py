@@ -39,7 +39,7 @@ MAX_FILE_SIZE = 10**6  # bytes; a 28 x 28 image needs a few hundred, with colour
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG
 
 RECORD = 785  # bytes of a decoded image: 784 pixels and a label
-MIN_KEPT = 6_000  # images; fewer are decoded in half a second
+MIN_CACHED = 6_000  # images; fewer are decoded in half a second
 CODE_CHECKSUM = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # at once: the file may be edited meanwhile
 
 PROJECT = Path(__file__).resolve().parent
@@ -163,14 +163,10 @@ class Augmentation:
     Maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same shape. Pixel values are
     interpolated; pixels from outside the image are background.
 
-    In plain words, with an affine matrix and random displacements for each image:
-
-        sources = affine_grid(matrices, images.shape)                        # rotate, scale, shift
-        sources += interpolate(displacements, 28, mode="bicubic").movedim(1, -1)            # elastic
-        images = grid_sample(images, sources)
-
-    A displacement is a sum of smooth bumps, and an affine map a sum of x, y and 1. So both are one
-    product of coefficients, random for each image, and a fixed basis. That is four times faster.
+    For each pixel of the new image, compute from where in the old image its value comes (`sources`), and
+    read the old image there (`grid_sample`). Rotation, scaling and shift give sources a x + b y + c; elastic
+    distortion adds a weighted sum of 49 smooth bumps. So all sources are one matrix product: coefficients,
+    random for each image, times x, y, 1 and the bumps, which are always the same (`_basis`).
     """
 
     rotation: float = 0
@@ -182,7 +178,7 @@ class Augmentation:
         count = len(images)
         device = images.device
         # Each option draws its own random numbers, and only if it is on: rotation, scaling, shift, elastic.
-        # A further option that is drawn last leaves the results without it as they are.
+        # Add a new option at the end: then the same seed still draws the same for the others.
         angle = zoom = across = along = torch.zeros(count, device=device)
         if self.rotation:
             angle = math.radians(self.rotation) * random_amounts(count, device)
@@ -192,7 +188,7 @@ class Augmentation:
             across, along = PIXEL * self.shift * random_amounts((2, count), device)
         cos = angle.cos() / (1 + zoom)
         sin = angle.sin() / (1 + zoom)
-        # for each image, a row for the x and one for the y coordinates of where its pixels come from
+        # Two rows for each image: the weights of x, y and 1 for the x of the sources, and for their y.
         coefficients = torch.stack([cos, -sin, across, sin, cos, along], dim=1).view(2 * count, 3)
         if self.elastic:
             heights = PIXEL * self.elastic * torch.randn(2 * count, 49, device=device)
@@ -225,43 +221,43 @@ def random_amounts(size, device):
 
 def read_images(tar_path):
     """Return the images, the labels and the checksum of a tar, as `MNIST` describes them. What was decoded
-    from a large tar is kept beside it, since it is read in a tenth of a second and decoded in four."""
+    from a large tar is cached beside it: decoding takes four seconds, reading the cache a tenth of one."""
     content = tar_path.read_bytes()
     checksum = f"{zlib.crc32(content):08x}"
-    kept_path = tar_path.with_name(f"{tar_path.name}.decoded")
-    records = read_kept(kept_path, checksum)
+    cache_path = tar_path.with_name(f"{tar_path.name}.decoded")
+    records = read_cache(cache_path, checksum)
     if records is None:
         records = read_tar(tar_path, content)
-        if len(records) >= MIN_KEPT * RECORD:
-            keep(kept_path, checksum, records)
+        if len(records) >= MIN_CACHED * RECORD:
+            write_cache(cache_path, checksum, records)
     records = np.frombuffer(records, dtype=np.uint8).reshape(-1, RECORD)
     images = torch.tensor(records[:, :784]).view(-1, 28, 28)
     labels = torch.tensor(records[:, 784]).long()
     return images, labels, checksum
 
 
-def read_kept(kept_path, checksum):
-    """Return the records in a file that `keep` has written. Return None if there is no such file, if it was
-    made from another tar or by another version of this module, or if it is damaged or cut."""
+def read_cache(cache_path, checksum):
+    """Return the records in a cache, or None if there is none, if it was made from another tar or by another
+    version of this module, or if it is damaged or cut."""
     with suppress(OSError):
-        heading, _, records = kept_path.read_bytes().partition(b"\n")
-        if heading == heading_of(checksum, records):
+        header, _, records = cache_path.read_bytes().partition(b"\n")
+        if header == cache_header(checksum, records):
             return records
     return None
 
 
-def keep(kept_path, checksum, records):
-    """Write records to a file, whole or not at all: if it can't be written, the next run decodes the tar."""
+def write_cache(cache_path, checksum, records):
+    """Write records to a cache, whole or not at all. If it can't be written, the next run decodes the tar."""
     # In a folder of its own, since another process may write the same file at this moment.
-    with suppress(OSError), tempfile.TemporaryDirectory(prefix="kept-", dir=kept_path.parent) as folder:
-        unfinished = Path(folder) / kept_path.name
-        unfinished.write_bytes(heading_of(checksum, records) + b"\n" + records)
-        os.replace(unfinished, kept_path)
+    with suppress(OSError), tempfile.TemporaryDirectory(prefix="cache-", dir=cache_path.parent) as folder:
+        unfinished = Path(folder) / cache_path.name
+        unfinished.write_bytes(cache_header(checksum, records) + b"\n" + records)
+        os.replace(unfinished, cache_path)
 
 
-def heading_of(checksum, records):
-    """Return the first line of a file that `keep` writes: checksums of the tar, of this module, whose next
-    version may decode differently, and of the records."""
+def cache_header(checksum, records):
+    """Return the first line of a cache: checksums of the tar, of this module, whose next version may decode
+    differently, and of the records."""
     return f"{checksum} {CODE_CHECKSUM} {zlib.crc32(records):08x}".encode()
 
 

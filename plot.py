@@ -23,7 +23,7 @@ import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
-FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # columns of a CSV
+MEASURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # columns of a CSV
 
 
 # The files of a run ---------------------------------------------------------------------------------
@@ -31,7 +31,8 @@ FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # column
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a run hold. Losses are averages per image, accuracies fractions."""
+    """What the files of a run hold. Losses are averages per image, accuracies fractions. The edit is added
+    by who knows the run before."""
 
     folder: Path
     settings: dict  # settings.json
@@ -55,13 +56,14 @@ class Run:
     def headings(self):
         """{column of a CSV: what tables and axes call it}."""
         kind = self.settings["data"]["kind"]
-        return dict(zip(FIGURES, ("training loss", "training accuracy", f"{kind} loss", f"{kind} accuracy")))
+        return dict(zip(MEASURES, ("training loss", "training accuracy", f"{kind} loss", f"{kind} accuracy")))
 
 
 def run_folders(results_dir):
     """Return the folders of all runs, the newest first."""
-    folders = [folder for folder in Path(results_dir).glob("*") if folder.name.isdecimal()]
-    return sorted(folders, key=lambda folder: int(folder.name), reverse=True)
+    folders = [path.parent for path in Path(results_dir).glob("*/settings.json")]
+    numbered = [folder for folder in folders if folder.name.isdecimal()]
+    return sorted(numbered, key=lambda folder: int(folder.name), reverse=True)
 
 
 def read_run(folder):
@@ -119,7 +121,7 @@ def read_csv(path):
     if not rows:
         return {}
     columns = dict(zip(header.split(","), np.loadtxt(rows, delimiter=",", ndmin=2).T))
-    check_keys(columns, "epoch", *FIGURES, "seconds", "learning_rate")
+    check_keys(columns, "epoch", *MEASURES, "seconds", "learning_rate")
     return columns
 
 
@@ -144,7 +146,8 @@ def is_finished(run, name):
 
 
 def first_records(run):
-    """Return {experiment: (seed, record)} of its first seed that has finished, the only one in pictures."""
+    """Return {experiment: (seed, record)}, the first finished seed of each. Pictures of images and layers
+    show only this one."""
     return {name: next(iter(records.items())) for name, records in run.records.items()}
 
 
@@ -167,9 +170,9 @@ def markdown(table):
     return lines
 
 
-def figures(seeds, column, epoch=-1):
-    """Return a loss, or an accuracy in percent, of each seed in an epoch, by default its last one, (S,), and
-    the format of its digits. seeds: {seed: {column: array}}."""
+def values_of(seeds, column, epoch=-1):
+    """Return a number per seed, an array (S,), and a number format. The number is the loss, or the accuracy
+    in percent, of this epoch, by default the last one. seeds: {seed: {column: array}}."""
     values = np.array([columns[column][epoch] for columns in seeds.values()])
     if column.endswith("accuracy"):
         return 100 * values, ".2f"
@@ -177,8 +180,8 @@ def figures(seeds, column, epoch=-1):
 
 
 def cell(seeds, column, epoch=-1):
-    """Return the mean of such figures as a string, with "± standard deviation" if there are several."""
-    values, form = figures(seeds, column, epoch)
+    """Return the mean of the seeds as text, such as "98.91 ± 0.05%": ± is the standard deviation."""
+    values, form = values_of(seeds, column, epoch)
     text = f"{values.mean():{form}}"
     if len(values) > 1:
         text += f" ± {values.std(ddof=1):{form}}"
@@ -186,10 +189,10 @@ def cell(seeds, column, epoch=-1):
 
 
 def difference(before, after, column):
-    """Return how much larger a last figure is after than before, as a string; accuracies in points.
-    For the same seeds, if there are several, with "± standard error" of the differences seed by seed."""
-    old, form = figures(before, column)
-    new, _ = figures(after, column)
+    """Return the change in the last epoch as text, such as "+0.12"; of an accuracy, in percentage points. If
+    both have the same seeds, two or more, with ± the standard error of the differences, seed by seed."""
+    old, form = values_of(before, column)
+    new, _ = values_of(after, column)
     text = f"{new.mean() - old.mean():+{form}}"
     if before.keys() == after.keys() and len(new) > 1:
         text += f" ± {(new - old).std(ddof=1) / math.sqrt(len(new)):{form}}"
@@ -197,7 +200,7 @@ def difference(before, after, column):
 
 
 def unit_of(differences):
-    """Return what to call the unit of differences between accuracies."""
+    """Return what differences between accuracies, as texts, are given in."""
     if any("±" in text for text in differences):
         return "percentage points ± standard error of the differences, seed by seed"
     return "percentage points"
@@ -240,9 +243,10 @@ def training_remarks(run):
                 epochs = f"{len(columns['epoch'])} of {facts['epochs']} epochs"
                 lines.append(f"Not finished: {name}, seed {seed}: {epochs}")
                 continue
-            high_loss = columns["val_loss"][-1] > 0.95 * LOSS_OF_GUESSING
-            is_guessing = high_loss and columns["val_accuracy"][-1] < 0.5
-            is_constant = len(set(record["predictions"])) == 1 < len(set(record["labels"]))
+            has_high_loss = columns["val_loss"][-1] > 0.95 * LOSS_OF_GUESSING
+            is_guessing = has_high_loss and columns["val_accuracy"][-1] < 0.5
+            answers = set(record["predictions"])
+            is_constant = len(answers) == 1 and answers != set(record["labels"])
             if is_guessing or is_constant:
                 advice = "try another learning_rate or activation"
                 lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
@@ -250,7 +254,7 @@ def training_remarks(run):
 
 
 def details(run):
-    """Return what summary.md holds beside: row, layers and epochs of each experiment, as lines."""
+    """Return what summary.md also holds, as lines: row, layers and epochs of each experiment."""
     lines = []
     for name, facts in run.settings["experiments"].items():
         lines += ["", f"## {name}", "", f"    {facts['row']}"]  # four spaces: Markdown shows it as code
@@ -265,7 +269,7 @@ def details(run):
             seeds = run.stats[name]
             table = [["epoch", *run.headings.values()]]
             for epoch in range(min(len(columns["epoch"]) for columns in seeds.values())):
-                table.append([str(epoch + 1), *(cell(seeds, column, epoch) for column in FIGURES)])
+                table.append([str(epoch + 1), *(cell(seeds, column, epoch) for column in MEASURES)])
             lines += ["", *markdown(table)]
     return lines
 
@@ -287,8 +291,8 @@ class Edit:
 
     before: Run
     changes: list  # lines of the code that differ, and data, seeds and versions
-    experiments: list  # names of those whose figures differ or that are new
-    unfinished: list  # names of those that have not finished in both runs, so that nobody knows
+    experiments: list  # names of those whose losses or accuracies differ, or that are new
+    unfinished: list  # names of those that have not finished in both runs, and are not compared
 
 
 def find_edit(before, after):
@@ -309,7 +313,7 @@ def find_edit(before, after):
         is_new = name not in old["experiments"]
         if not is_finished(after, name) or not (is_new or is_finished(before, name)):
             unfinished.append(name)
-        elif is_new or not same_figures(before.stats[name], after.stats[name]):
+        elif is_new or not same_results(before.stats[name], after.stats[name]):
             experiments.append(name)
     return Edit(before, changes, experiments, unfinished)
 
@@ -349,11 +353,11 @@ def same_data(run, other):
     return data["checksum"] == other_data["checksum"] and data["kind"] == other_data["kind"]
 
 
-def same_figures(old, new):
-    """Whether two experiments, {seed: {column: array}}, have the same figures, to the last digit."""
+def same_results(old, new):
+    """Whether two experiments, {seed: {column: array}}, have the same losses and accuracies."""
     if old.keys() != new.keys():
         return False
-    return all(np.array_equal(old[seed][column], new[seed][column]) for seed in new for column in FIGURES)
+    return all(np.array_equal(old[seed][column], new[seed][column]) for seed in new for column in MEASURES)
 
 
 def run_before(run):
@@ -385,13 +389,15 @@ def edit_lines(run):
         lines += [f"What has changed since run {number}:", ""]
         lines += [f"    {change}" for change in edit.changes]  # four spaces: Markdown shows it as code
     elif edit.experiments:
-        lines.append(f"No code has changed since run {number}, but figures have. Possible causes:")
+        lines.append(f"No code has changed since run {number}, but results have. Possible causes:")
         lines.append("another computer, random numbers without the seed, a file that code/ does not hold")
+    elif edit.unfinished:
+        lines.append(f"No code has changed since run {number}")
     else:
         lines.append(f"Nothing has changed since run {number}")
     if edit.experiments:
         lines += ["", *edit_table(run)]
-    elif edit.before.settings["seeds"] != run.settings["seeds"]:
+    elif edit.before.settings["seeds"] != run.settings["seeds"] and not edit.unfinished:
         lines += ["", f"Not compared, since the seeds differ: python plot.py {number} {run.folder.name}"]
     elif edit.changes and not edit.unfinished:
         lines += ["", "This changed no loss and no accuracy"]
@@ -401,7 +407,7 @@ def edit_lines(run):
 
 
 def edit_table(run):
-    """Return the last figures of the experiments that an edit has changed, before and after it, as lines."""
+    """Return a table of the experiments that an edit has changed, before and after it, as lines."""
     kind = run.settings["data"]["kind"]
     table = [["experiment", "run", f"{kind} acc", "change", f"{kind} loss", "change"]]
     for name in run.edit.experiments:
@@ -427,10 +433,10 @@ MARKERS = ("o", "^", "s", "x", "v", "d")
 
 # For names in Korean, Chinese and Japanese: what Windows, macOS and Linux bring.
 FONTS = (
-    *("Malgun Gothic", "Microsoft YaHei", "Microsoft JhengHei", "SimHei", "Yu Gothic", "MS Gothic"),
-    *("Apple SD Gothic Neo", "PingFang SC", "Hiragino Sans GB", "Hiragino Sans", "Arial Unicode MS"),
-    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Droid Sans Fallback", "NanumGothic"),
-    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "IPAGothic"),
+    "Malgun Gothic", "Microsoft YaHei", "Microsoft JhengHei", "SimHei", "Yu Gothic", "MS Gothic",
+    "Apple SD Gothic Neo", "PingFang SC", "Hiragino Sans GB", "Hiragino Sans", "Arial Unicode MS",
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Droid Sans Fallback", "NanumGothic",
+    "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "IPAGothic",
 )
 
 
@@ -514,7 +520,7 @@ def plot_edit(run):
 def plot_panels(run, title, names, before=None):
     """Return a Figure with four panels: loss and accuracy, training and test, of the experiments with these
     names, and what they were in the run before. The two panels of a quantity have the same scale."""
-    looks = looks_of(run.stats)
+    styles = line_styles(run.stats)
     curves = []
     for name in names:
         seeds = run.stats[name]
@@ -523,17 +529,17 @@ def plot_panels(run, title, names, before=None):
             old = before.stats[name]
             old_label = f"{name}, run {before.folder.name}  {cell(old, 'val_accuracy')}"
             label += f" ({difference(old, seeds, 'val_accuracy')})"
-            look = {"label": old_label, "linestyle": "--", "markerfacecolor": "white"}
-            curves.append((old, look | looks[name]))
-        curves.append((seeds, {"label": label} | looks[name]))
-    longest = max(len(look["label"]) for _, look in curves)
+            style = {"label": old_label, "linestyle": "--", "markerfacecolor": "white"}
+            curves.append((old, style | styles[name]))
+        curves.append((seeds, {"label": label} | styles[name]))
+    longest = max(len(style["label"]) for _, style in curves)
     columns = max(1, min(3, 115 // (longest + 8)))  # of the legend: 115 characters fit side by side
     rows = math.ceil(len(curves) / columns)
     figure = new_figure(10, 7.5 + 0.2 * (rows + title.count("\n")), title)
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for axes, column in zip(panels.flat, ("train_loss", "val_loss", "train_accuracy", "val_accuracy")):
-        for seeds, look in curves:
-            draw_curve(axes, seeds, column, look)
+        for seeds, style in curves:
+            draw_curve(axes, seeds, column, style)
         axes.set_title(run.headings[column])
         finish_axes(axes, column)
         axes.label_outer()
@@ -542,25 +548,26 @@ def plot_panels(run, title, names, before=None):
     return figure
 
 
-def looks_of(names):
+def line_styles(names):
     """Return {name: color and marker}. If there are more names than colors, they get shades, in order."""
     colors = COLORS
     if len(names) > len(COLORS):
         from matplotlib import colormaps
 
         colors = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
-    looks = {}
+    styles = {}
     for index, name in enumerate(names):
-        looks[name] = {"color": colors[index], "marker": MARKERS[index % len(MARKERS)]}
-    return looks
+        styles[name] = {"color": colors[index], "marker": MARKERS[index % len(MARKERS)]}
+    return styles
 
 
-# The axis of the accuracy shows errors, in percent, on a logarithmic scale, upside down and with labels
-# that say accuracy. That spreads out 98 to 99.9%. Everything from 99.99% is drawn there.
+# Accuracies are drawn as errors in percent, 100 - accuracy, on a logarithmic scale, upside down and with
+# labels that say accuracy. That spreads out 98 to 99.9%. Smaller errors are drawn here, since log(0) does
+# not exist.
 LEAST_ERROR = 0.01
 
 
-def draw_curve(axes, seeds, column, look):
+def draw_curve(axes, seeds, column, style):
     """Draw the mean of the seeds as a line and their range as a band."""
     epochs = range(1, max(len(columns["epoch"]) for columns in seeds.values()) + 1)
     values = np.full((len(seeds), len(epochs)), np.nan)
@@ -568,7 +575,7 @@ def draw_curve(axes, seeds, column, look):
         row[: len(columns[column])] = columns[column]  # an interrupted training lacks the later epochs
     if column.endswith("accuracy"):
         values = np.maximum(100 - 100 * values, LEAST_ERROR)
-    (line,) = axes.plot(epochs, np.nanmean(values, axis=0), markersize=3, linewidth=1.3, **look)
+    (line,) = axes.plot(epochs, np.nanmean(values, axis=0), markersize=3, linewidth=1.3, **style)
     if len(seeds) > 1:
         low = np.nanmin(values, axis=0)
         high = np.nanmax(values, axis=0)
@@ -576,8 +583,7 @@ def draw_curve(axes, seeds, column, look):
 
 
 def finish_axes(axes, column):
-    """Give axes that hold their curves of a loss or an accuracy names, units, scales and ticks, and a dotted
-    line at the value of guessing, if a curve comes near it."""
+    """Label and scale axes whose curves are drawn. If one is about as bad as guessing, add a dotted line."""
     from matplotlib.ticker import AutoLocator, LogLocator, MaxNLocator
 
     axes.set_xlabel("epoch")
@@ -638,7 +644,7 @@ def sheet(images, columns):
 
 
 def softmax(logits):
-    """Return probabilities in double precision, which keeps apart what is almost 1."""
+    """Return probabilities, in double precision, so that 0.99999999 does not become 1."""
     powers = np.exp(logits.astype(float) - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
@@ -661,7 +667,7 @@ def plot_images(run):
             images = record["versions"].reshape(-1, 28, 28)
             sheets[f"{name}: random versions of each"] = sheet(images, len(originals))
     heights = [len(image) for image in sheets.values()]
-    figure = new_figure(7, 1.2 + sum(heights) / 32, f"What is trained on\n{run.data}")
+    figure = new_figure(7, 1.2 + sum(heights) / 32, f"Training images\n{run.data}")
     panels = figure.subplots(len(sheets), 1, height_ratios=heights, squeeze=False).flatten()
     for axes, (title, image) in zip(panels, sheets.items()):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
@@ -674,7 +680,7 @@ MOST_MISTAKES = 24  # of an experiment
 
 
 def plot_mistakes(run):
-    """Return a Figure with the misclassified images, those of highest confidence first."""
+    """Return a Figure with the most confident mistakes of each experiment, at most MOST_MISTAKES."""
     if not run.records:
         return None
     title = f"Mistakes, the most confident first: label \u2192 prediction\n{run.data}"
@@ -714,10 +720,10 @@ def plot_confusion(run):
     for axes, (training, matrix) in zip(panels, matrices.items()):
         mistakes = matrix - np.diag(np.diag(matrix))
         axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=1.5 * max(most, 1))  # dark text stays readable
-        look = {"ha": "center", "va": "center", "fontsize": 7, "in_layout": False}  # needs no room of its own
+        style = {"ha": "center", "va": "center", "fontsize": 7, "in_layout": False}  # False: laid out faster
         for label, prediction in np.argwhere(matrix):
             weight = "bold" if label == prediction else "normal"
-            axes.text(prediction, label, matrix[label, prediction], weight=weight, **look)
+            axes.text(prediction, label, matrix[label, prediction], weight=weight, **style)
         axes.set(xticks=range(10), yticks=range(10), xlabel="prediction", ylabel="label")
         axes.set_title(training, fontsize=9)
     return figure
@@ -748,8 +754,8 @@ def plot_layers(run):
 
 
 def digit_way(record):
-    """Return pairs of a name and an array: a digit, the filters of the first layer, what comes out of the
-    layers of a kind that has parameters, norms excepted, and the probabilities."""
+    """Return pairs of a name and an array: a digit, the filters of the first layer, the outputs of the layers
+    that have weights, such as convolutions, but not of batch norm, and the probabilities."""
     layers = layers_of(record)
     kinds = {kind for _, kind, parameters, _ in layers if parameters and "Norm" not in kind}
     drawn = [(name, output) for name, kind, _, output in layers if kind in kinds and 1 <= output.ndim <= 3]
@@ -764,13 +770,13 @@ def digit_way(record):
 
 
 def draw_step(axes, step, values, top):
-    """Draw maps (C, H, W) in rows of eight, numbers (N,) as a strip, ten probabilities as bars. Return where
-    it ends. An image of MNIST would be 29 wide and high."""
+    """Draw maps (C, H, W) in rows of eight, numbers (N,) as a strip, ten probabilities as bars. Return the y
+    at which the drawing ends. The unit is a pixel of MNIST: a map of 28 x 28 and its gap take 29."""
     axes.text(0, top - 3, f"{step}: {shape_text(values)}", fontsize=8)
-    look = {}
+    style = {}
     bottom = top + 15 * values.ndim
     if values.ndim == 3:
-        look = {"cmap": "gray"}
+        style = {"cmap": "gray"}
         bottom = top + 29 * math.ceil(min(len(values), MOST_MAPS) / 8)
         values = sheet(values[:MOST_MAPS], 8)
     if step == PROBABILITIES:
@@ -780,8 +786,8 @@ def draw_step(axes, step, values, top):
         return bottom
     if step.startswith("filters"):
         most = np.nanmax(np.abs(values))
-        look = {"cmap": "RdBu", "vmin": -most, "vmax": most}
-    axes.imshow(np.atleast_2d(values), extent=(0, 8 * 29, bottom, top), **look)
+        style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
+    axes.imshow(np.atleast_2d(values), extent=(0, 8 * 29, bottom, top), **style)
     return bottom
 
 
@@ -872,21 +878,21 @@ def show_run(folder):
     if before is not None:
         edit = find_edit(before, run)
         if before.settings["seeds"] != run.settings["seeds"]:
-            edit = replace(edit, experiments=[])
+            edit = replace(edit, experiments=[])  # other seeds change the results, too
         run = replace(run, edit=edit)
     lines = [*summary(run), *edit_lines(run)]
     text = "\n".join([*lines, *details(run)])
     (run.folder / "summary.md").write_text(f"{text}\n", encoding="utf-8")
     try:
         print("", *lines, "", "Drawing the pictures ...", sep="\n", flush=True)
-    finally:  # also if nobody reads what is printed
+    finally:  # even if printing fails, as in python main.py | head
         drawn, all_drawn = draw_pictures(run)
     print(f"{', '.join(drawn)} and summary.md are in {run.folder}", flush=True)
     return all_drawn
 
 
 def draw_pictures(run):
-    """Draw all pictures of a run into its folder. One that fails costs a line on standard error and no other.
+    """Draw all pictures of a run into its folder. If one fails, say so on standard error and draw the others.
     Return the names of those drawn and whether these are all."""
     pictures = PICTURES | {name: partial(plot_experiment, name=name) for name in run.stats}
     drawn = []

@@ -814,18 +814,18 @@ def test_held_out_images_are_the_last_training_images(small_dir, train_set):
         assert str(count) in str(error.value)
 
 
-# Images that are kept beside a large tar
+# The cache of a large tar
 
 
 @pytest.fixture
 def tar_path(small_dir, monkeypatch):
     """A tar that counts as large."""
-    monkeypatch.setattr(dataset, "MIN_KEPT", 10)
+    monkeypatch.setattr(dataset, "MIN_CACHED", 10)
     return small_dir / "train.tar"
 
 
-def kept(tar_path):
-    """The file that is kept beside a tar. There must be no other new one."""
+def cache_of(tar_path):
+    """The cache beside a tar. There must be no other new one."""
     (path,) = [path for path in tar_path.parent.iterdir() if path.suffix != ".tar"]
     return path
 
@@ -850,41 +850,41 @@ def assert_same_images(tar_path, train_set):
     assert torch.equal(images.labels, train_set.labels[:30]) and images.labels.dtype == torch.int64
 
 
-def test_kept_images_are_read_and_are_those_of_the_tar(tar_path, train_set):
+def test_a_cache_is_read_and_holds_those_of_the_tar(tar_path, train_set):
     checksum = MNIST(tar_path).checksum
-    before = kept(tar_path).read_bytes()
+    before = cache_of(tar_path).read_bytes()
     assert_same_images(tar_path, train_set)
     assert MNIST(tar_path).checksum == checksum
     # other images under the right heading show that it is this file that is read
     values = before.partition(b"\n")[2][::-1]
-    kept(tar_path).write_bytes(dataset.heading_of(checksum, values) + b"\n" + values)
+    cache_of(tar_path).write_bytes(dataset.cache_header(checksum, values) + b"\n" + values)
     assert not torch.equal(MNIST(tar_path).images, train_set.images[:30])
 
 
-def test_damaged_kept_images_are_made_anew(tar_path, train_set):
+def test_a_damaged_cache_is_made_anew(tar_path, train_set):
     MNIST(tar_path)
-    whole = kept(tar_path).read_bytes()
+    whole = cache_of(tar_path).read_bytes()
     positions = [*range(30), *range(30, len(whole), 997), len(whole) - 1]
     damaged = [with_flipped_bit(whole, position) for position in positions]
     damaged += [whole[:position] for position in positions]
     damaged += [whole + b"\0", whole[784:], whole[:100] + whole[884:], b"\n", b"no images"]
     for content in damaged:
-        kept(tar_path).write_bytes(content)
+        cache_of(tar_path).write_bytes(content)
         assert_same_images(tar_path, train_set)
-        assert kept(tar_path).read_bytes() == whole
+        assert cache_of(tar_path).read_bytes() == whole
 
 
-def test_kept_images_of_another_tar_are_made_anew(tar_path, train_set, test_set):
+def test_a_cache_of_another_tar_is_made_anew(tar_path, train_set, test_set):
     MNIST(tar_path)
-    before = kept(tar_path).read_bytes()
+    before = cache_of(tar_path).read_bytes()
     os.remove(tar_path)
     dataset.write_tar(tar_path, test_set.images[:30], test_set.labels)
     for _ in range(2):
         assert torch.equal(MNIST(tar_path).images, test_set.images[:30])
-    assert kept(tar_path).read_bytes() != before
+    assert cache_of(tar_path).read_bytes() != before
 
 
-def test_kept_images_of_another_version_of_the_code_are_made_anew(tmp_path, tar_path, train_set):
+def test_a_cache_of_another_version_of_the_code_is_made_anew(tmp_path, tar_path, train_set):
     source = Path(dataset.__file__).read_text(encoding="utf-8")
     source = source.replace("return image.tobytes()", "return bytes(255 - i for i in image.tobytes())")
     (tmp_path / "edited.py").write_text(source, encoding="utf-8")
@@ -892,13 +892,13 @@ def test_kept_images_of_another_version_of_the_code_are_made_anew(tmp_path, tar_
     edited = importlib.util.module_from_spec(spec)
     sys.modules["edited"] = edited  # which a dataclass needs
     spec.loader.exec_module(edited)
-    edited.MIN_KEPT = 10
+    edited.MIN_CACHED = 10
     for _ in range(2):
         assert_same_images(tar_path, train_set)
         assert torch.equal(edited.MNIST(tar_path).images, 255 - train_set.images[:30])
 
 
-def test_without_room_for_kept_images_all_works_without_a_word(tar_path, train_set, capfd):
+def test_without_room_for_a_cache_all_works_without_a_word(tar_path, train_set, capfd):
     resource = pytest.importorskip("resource")  # not on Windows
 
     def read():
@@ -918,10 +918,10 @@ def test_processes_that_keep_images_at_the_same_time_do_not_disturb_each_other(t
 
     in_processes(4, read)
     assert_same_images(tar_path, train_set)
-    assert kept(tar_path)
+    assert cache_of(tar_path)
 
 
-def test_nothing_is_kept_beside_a_small_tar(tmp_path):
+def test_a_small_tar_has_no_cache(tmp_path):
     shutil.copytree(dataset.SAMPLE_DIR, tmp_path / "sample")
     dataset.load_data(tmp_path / "sample")
     assert sorted(path.name for path in (tmp_path / "sample").iterdir()) == ["test.tar", "train.tar"]

@@ -247,7 +247,7 @@ class Breaking(LeNet5):
 
 
 def run_breaking(folder, *faults):
-    """Run main.py with a row for each fault and one that lasts. Return the process and the folder of the run."""
+    """Run main.py with a row for each fault and one that lasts. Return the process and the run's folder."""
     rows = [f'Experiment("{fault}", Breaking, 0.02, {{"fault": "{fault}"}})' for fault in faults]
     rows.append('Experiment("lasts", CustomMLP, 0.01)')
     copy_project(folder, EPOCHS="3", WORKERS="2", EXPERIMENTS=f"[{', '.join(rows)}]")

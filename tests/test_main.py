@@ -21,7 +21,7 @@ import dataset
 import main
 import plot
 from dataset import Augmentation
-from helpers import PROJECT, copy_project, figures, own_lines, paper, results_of, rows, run
+from helpers import PROJECT, copy_project, own_lines, paper, results_of, rows, run
 from main import Experiment, Images
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
@@ -51,7 +51,8 @@ def results(finished):
 
 def test_results_folder_holds_the_files_of_every_training(results):
     assert results.name == "1"
-    trainings = {f"{name}-seed{seed}.{end}" for name in NAMES for seed in (0, 3) for end in ("csv", "pt", "npz")}
+    ends = ("csv", "pt", "npz")
+    trainings = {f"{name}-seed{seed}.{end}" for name in NAMES for seed in (0, 3) for end in ends}
     pictures = ("comparison", "confusion", "images", "layers", "mistakes", "my_digits")
     plots = {f"{name}.png" for name in (*NAMES, *pictures)}
     others = {"settings.json", "summary.md", "code"}

@@ -19,7 +19,7 @@ import dataset
 import plot
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
-COLUMNS = ("epoch", *plot.FIGURES, "seconds", "learning_rate")
+COLUMNS = ("epoch", *plot.MEASURES, "seconds", "learning_rate")
 EPOCHS = 3
 MODELS = {"LeNet5": LeNet5, "CustomMLP": CustomMLP, "RegularizedLeNet5": RegularizedLeNet5}
 CODE = {
@@ -191,6 +191,8 @@ def test_read_run_gives_what_the_files_hold_in_the_order_of_the_settings(tmp_pat
 def test_runs_are_those_folders_that_are_numbers_the_newest_first(tmp_path):
     for name in ("1", "9", "10", "old", "9_copy"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").touch()
+    (tmp_path / "11").mkdir()  # a run that ended before it began
     assert [folder.name for folder in plot.run_folders(tmp_path)] == ["10", "9", "1"]
 
 
@@ -550,9 +552,9 @@ def test_one_legend_names_every_line_states_its_end_and_hides_nothing(tmp_path, 
 
 def test_more_than_four_experiments_get_shades_in_the_order_of_the_table():
     names = ["rate 0.005", "rate 0.01", "rate 0.02", "rate 0.05", "rate 0.1"]
-    darkness = [sum(look["color"][:3]) for look in plot.looks_of(names).values()]
+    darkness = [sum(look["color"][:3]) for look in plot.line_styles(names).values()]
     assert darkness == sorted(darkness)
-    assert [look["color"] for look in plot.looks_of(names[:4]).values()] == list(plot.COLORS)
+    assert [look["color"] for look in plot.line_styles(names[:4]).values()] == list(plot.COLORS)
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 10, 30, 200])
