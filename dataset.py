@@ -368,7 +368,8 @@ def load_data(data_dir, validation_images=0):
     Raises OSError or UserError, with a message for the user, if the data can't be used.
     """
     folder = in_project(data_dir)
-    if folder == DEFAULT_DIR and not find_tars(folder, "train") + find_tars(folder, "test"):
+    has_tars = find_tars(folder, "train") or find_tars(folder, "test")
+    if folder.resolve() == DEFAULT_DIR.resolve() and not has_tars:
         try:
             download(folder)
         except (ImportError, OSError, RuntimeError, http.client.HTTPException) as error:
@@ -523,7 +524,7 @@ def open_picture(path):
                 raise ValueError(f"only a JPEG may have more than {MOST_PIXELS:,} pixels")
             picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow raises many kinds
-        raise UserError(f"{path} can't be read: save it as PNG or JPEG ({error})") from error
+        raise UserError(f"{path} can't be read: save it anew as JPEG ({error})") from error
     if picture.mode[0] in "IF":
         raise UserError(f"{path} has more than 8 bits per pixel: save it as PNG or JPEG with 8")
     picture = picture.convert("RGBA")

@@ -3,7 +3,8 @@
     python main.py              a line per epoch, a table and curves, in a new folder: results/1, 2, ...
     python main.py photo.jpg    which digit do the models of the newest run see in this picture?
 
-Edit the settings below and run it again: it says and draws what your edit did.
+Edit the settings below and run it again: it says and draws what your edit did. As they are, it takes 100
+seconds on two cores: LeNet5 99.30%, CustomMLP 97.55%, RegularizedLeNet5 99.43% of the test images.
 """
 
 import copy
@@ -144,7 +145,10 @@ def check_shapes(logits, labels):
 
 
 def average(total_loss, correct, count):
-    """Return the loss per image and the accuracy. Raises UserError if the loss is not finite."""
+    """Return the loss per image and the accuracy. Raises UserError if there was no image, or if the loss is
+    not finite."""
+    if count == 0:
+        raise UserError("the loader has no batch")
     if not total_loss.isfinite():
         raise UserError(
             "the loss is not finite: try a lower learning_rate, or another loss (NLLLoss, for example, "
@@ -239,7 +243,7 @@ def run_training(experiment, images, seed, folder, quiet=False):
             torch.save(weights, file)
         if not quiet:
             line = PROGRESS.format(name=experiment.name, seed=seed, epochs=experiment.epochs, **results)
-            print(line, flush=True)
+            print(f"{line}\n", end="", flush=True)  # one write, so that lines of several processes stay whole
     record = {"learning_rates": np.array(learning_rates, dtype=np.float32)}
     record |= answers(model, images, device)
     record |= layer_outputs(model, images, device)
@@ -420,11 +424,13 @@ def time_batch(experiment, loader, model, optimizer):
 
 
 def check_row(experiment):
-    """Raise UserError if brackets are too many or missing: a row has the class of its model, but objects for
-    transform and loss."""
-    if isinstance(experiment.model, nn.Module):
-        kind = type(experiment.model).__name__
-        raise UserError(f"each seed needs a new model, so name its class: {kind}, not {kind}(...)")
+    """Raise UserError if brackets are too many or missing: a row has classes for model and optimizer, but
+    objects for transform and loss."""
+    for setting in ("model", "optimizer"):
+        value = getattr(experiment, setting)
+        if isinstance(value, (nn.Module, torch.optim.Optimizer)):
+            kind = type(value).__name__
+            raise UserError(f"each seed needs a new {setting}: name its class, {kind}, not {kind}(...)")
     for setting in ("transform", "loss"):
         value = getattr(experiment, setting)
         if isinstance(value, type):
@@ -441,8 +447,8 @@ def warnings_about(experiment, logits, restored_logits):
             "evaluated (F.dropout needs training=self.training), or some layers are in a list or dict, where "
             "PyTorch does not find them (use nn.ModuleList or nn.ModuleDict)."
         )
-    if logits.min() >= 0 and logits.max() <= 1:
-        warning = "the model returns numbers between 0 and 1, as after a softmax, where logits are expected. "
+    if logits.min() > 0 and logits.max() < 1:
+        warning = "the model returns numbers between 0 and 1, as after a softmax or sigmoid, and no logits. "
         if isinstance(experiment.loss, nn.CrossEntropyLoss):
             warning += "The loss applies a softmax itself, and the model learns better without its own."
         else:
@@ -454,6 +460,7 @@ def warnings_about(experiment, logits, restored_logits):
 # Several trainings at the same time -----------------------------------------------------------------
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what asks a program to end
 shared = {}  # "experiments" by name, and "images": filled once in each process that trains
 
 
@@ -475,7 +482,7 @@ def worker_pool(workers, images):
     try:
         yield pool
     finally:
-        with signals_ignored():
+        with signals_held_back():
             for worker in multiprocessing.active_children():
                 worker.kill()
             pool.shutdown()
@@ -498,6 +505,8 @@ def start_worker(experiments, images):
     shared.update(experiments=experiments, images=images)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     torch.set_num_threads(1)
     plot.prepare_output()
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -510,16 +519,24 @@ def end_with_parent():
 
 
 @contextmanager
-def signals_ignored():
-    """Ignore Ctrl-C and SIGTERM in a block, also in the processes that it starts."""
+def signals_held_back():
+    """Let Ctrl-C and SIGTERM wait until the block has ended. Processes that it starts do not see them before
+    `start_worker`."""
+    received = []
     handlers = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handlers[number] = signal.signal(number, signal.SIG_IGN)
+    for number in SIGNALS:
+        handlers[number] = signal.signal(number, lambda number, frame: received.append(number))
+    if hasattr(signal, "pthread_sigmask"):  # Windows has none
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
 
 
 def run_jobs(pool, function, jobs):
@@ -532,7 +549,7 @@ def run_jobs(pool, function, jobs):
         for job in jobs:
             yield job, run_job(function, *job)
         return
-    with signals_ignored():
+    with signals_held_back():
         futures = {pool.submit(run_job, function, *job): job for job in jobs}
     while futures:
         # On Windows, Ctrl-C is noticed only between two waits.
@@ -600,7 +617,7 @@ def main():
     if folder is None:
         return exit_code
     # A second Ctrl-C must not cost the pictures.
-    with signals_ignored() if exit_code == 130 else nullcontext():
+    with signals_held_back() if exit_code == 130 else nullcontext():
         try:
             all_drawn = plot.show_run(folder)
         except (OSError, ValueError) as error:

@@ -244,7 +244,7 @@ def training_remarks(run):
                 lines.append(f"Not finished: {name}, seed {seed}: {epochs}")
                 continue
             has_high_loss = columns["val_loss"][-1] > 0.95 * LOSS_OF_GUESSING
-            is_guessing = has_high_loss and columns["val_accuracy"][-1] < 0.5
+            is_guessing = has_high_loss and columns["val_accuracy"][-1] < 0.2
             answers = set(record["predictions"])
             is_constant = len(answers) == 1 and answers != set(record["labels"])
             if is_guessing or is_constant:
@@ -390,7 +390,7 @@ def edit_lines(run):
         lines += [f"    {change}" for change in edit.changes]  # four spaces: Markdown shows it as code
     elif edit.experiments:
         lines.append(f"No code has changed since run {number}, but results have. Possible causes:")
-        lines.append("another computer, random numbers without the seed, a file that code/ does not hold")
+        lines.append("another script or computer, random numbers without the seed, a file that code/ lacks")
     elif edit.unfinished:
         lines.append(f"No code has changed since run {number}")
     else:
@@ -817,7 +817,7 @@ def plot_digits(digits, logits):
         seen = np.kron(digits["images"][index], np.ones((4, 4), dtype=np.uint8))  # as large as the picture
         seen = np.stack([seen, seen, seen], axis=2)
         axes.imshow(np.hstack([digits["originals"][index], seen]))
-        axes.set_title(str(digits["names"][index])[:30], fontsize=8)
+        axes.set_title(str(digits["names"][index])[-30:], fontsize=8)
         answers = digit_answers(digits, logits, index)
         axes.set_xlabel("\n".join(f"{model}: {answer}" for model, answer in answers.items()), fontsize=7)
         if any(answer.endswith("wrong") for answer in answers.values()):
@@ -887,7 +887,7 @@ def show_run(folder):
         print("", *lines, "", "Drawing the pictures ...", sep="\n", flush=True)
     finally:  # even if printing fails, as in python main.py | head
         drawn, all_drawn = draw_pictures(run)
-    print(f"{', '.join(drawn)} and summary.md are in {run.folder}", flush=True)
+    print(f"In {run.folder}: {', '.join(['summary.md', *drawn])}", flush=True)
     return all_drawn
 
 

@@ -40,6 +40,7 @@ for name in ("SYSTEMROOT", "TEMP", "USERPROFILE"):
 def copy_project(folder, sample=True, **constants):
     """Copy what a clone of the project contains, with edited constants in main.py, given as
     source text. With the sample in data/, nothing is downloaded."""
+    folder.mkdir(exist_ok=True)
     for path in PROJECT.glob("*.py"):
         shutil.copy(path, folder)
     shutil.copytree(dataset.SAMPLE_DIR, folder / "data" / "sample")

@@ -304,6 +304,10 @@ BAD_ROWS = {
     "missing import": (row(Tutorial, options={"break_it": True}), "'F'"),
     "line of one's own code": (row(FaultInModelPy), r"model\.py, line \d+: x = .*self\.norm1"),
     "an object for a class": (row(LeNet5()), r"LeNet5, not LeNet5\("),
+    "an optimizer for a class": (
+        row(LeNet5, optimizer=torch.optim.Adam([torch.zeros(1)])),
+        r"optimizer: .*Adam, not Adam\(",
+    ),
     "a class for an object": (row(LeNet5, loss=nn.CrossEntropyLoss), r"loss=CrossEntropyLoss\("),
     "another class for an object": (row(LeNet5, transform=Augmentation), r"transform=Augmentation\("),
     "no class": (row("LeNet5"), "str"),
@@ -360,7 +364,7 @@ def hides_layers():
 
 
 WARNED_ROWS = {
-    "softmax and cross-entropy": (returning(partial(torch.softmax, dim=1)), "softmax"),
+    "softmax and cross-entropy": (returning(partial(torch.softmax, dim=1)), "applies a softmax"),
     "softmax and another loss": (
         returning(partial(torch.softmax, dim=1), loss=lambda outputs, labels: -outputs.mean()),
         "tables",
@@ -382,9 +386,13 @@ def test_models_that_are_wrong_without_an_error_are_warned_of(
     assert "my model" in warning and reason in warning
 
 
-def test_a_log_softmax_with_its_loss_is_fine(monkeypatch, small_run, capsys):
-    good = returning(partial(torch.log_softmax, dim=1), loss=nn.NLLLoss())
-    monkeypatch.setattr(main, "EXPERIMENTS", [good])
+@pytest.mark.parametrize(
+    "good_row",
+    [returning(partial(torch.log_softmax, dim=1), loss=nn.NLLLoss()), returning(torch.relu)],
+    ids=["log_softmax", "ReLU"],
+)
+def test_other_ends_of_a_model_are_not_taken_for_a_softmax(monkeypatch, small_run, capsys, good_row):
+    monkeypatch.setattr(main, "EXPERIMENTS", [good_row])
     assert main.main() == 0
     assert own_lines(capsys.readouterr().err) == []
 
@@ -567,6 +575,11 @@ def test_train_and_test_serve_a_loop_of_ones_own(test_set):
     assert optimizer.param_groups[0]["lr"] == 0.001
     loss, accuracy = main.test(model, DataLoader(test_set, batch_size=64), "cpu", criterion)
     assert accuracy > 0.8 and 0 < loss < 1
+
+
+def test_an_empty_loader_is_named():
+    with pytest.raises(main.UserError):
+        main.test(LeNet5(), [], "cpu", cross_entropy)
 
 
 def test_labels_in_a_column_are_refused(test_set):
