@@ -3,7 +3,7 @@
     python main.py              a line per epoch, a table and curves, in a new folder: results/1, 2, ...
     python main.py photo.jpg    which digit do the models of the newest run see in this picture?
 
-Edit the settings below and run it again: it says and draws what your edit did. As they are, it takes 100
+Edit the settings below and run it again: it says and draws what your edit did. As they are, it takes 90
 seconds on two cores: LeNet5 99.30%, CustomMLP 97.55%, RegularizedLeNet5 99.43% of the test images.
 """
 

@@ -6,17 +6,16 @@
 A run like any other, with these rows in place of those in main.py. Takes 75 minutes on two cores.
 """
 
-import csv
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+import dataset
 import main
 import plot
 from dataset import Augmentation
@@ -24,7 +23,7 @@ from main import AUGMENTATION, Experiment
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
 SEEDS = range(10)
-T_QUANTILE = 2.26  # of ten seeds: a row "helps" if its gain exceeds so many errors, one in 40 by chance
+T_QUANTILE = 2.26  # for ten seeds; a gain that exceeds so many errors "helps". One in 40 does by chance.
 
 
 class LeNet1998(LeNet5):
@@ -69,53 +68,40 @@ FURTHER = [
 ]
 
 
-def last_epochs(folder, experiment):
-    """Return the figures of the last epoch of an experiment, {column of the CSV: array of a value per seed}.
-    Raises ValueError if a training has not finished."""
-    figures = []
-    for seed in SEEDS:
-        path = folder / f"{experiment.name}-seed{seed}.csv"
-        with open(path, newline="", encoding="utf-8") as file:
-            *_, last = csv.DictReader(file)
-        if int(last["epoch"]) < experiment.epochs:
-            raise ValueError(f"{path} ends after {last['epoch']} of {experiment.epochs} epochs")
-        figures.append(last)
-    return {column: np.array([float(last[column]) for last in figures]) for column in figures[0]}
+def read_stats(folder):
+    """Return {row: {seed: columns}} of a run. Raises ValueError that names a row that has not finished."""
+    stats = {}
+    for experiment in EXPERIMENTS:
+        seeds = {seed: plot.read_csv(folder / f"{experiment.name}-seed{seed}.csv") for seed in SEEDS}
+        if any(len(columns.get("epoch", [])) < experiment.epochs for columns in seeds.values()):
+            raise ValueError(f"{experiment.name} has not finished in {folder}")
+        stats[experiment.name] = seeds
+    return stats
 
 
 def study_tables(folder):
     """Return the lines of two tables: what each row reached and gained over LeNet5, and FURTHER."""
-    reached = {experiment.name: last_epochs(folder, experiment) for experiment in EXPERIMENTS}
+    stats = read_stats(folder)
     table = [["row", "training accuracy", "test loss", "test accuracy", *GAIN]]
-    for name, figures in reached.items():
-        cells = [
-            name,
-            mean_and_deviation(100 * figures["train_accuracy"], ".2f") + "%",
-            mean_and_deviation(figures["val_loss"], ".4f"),
-            mean_and_deviation(100 * figures["val_accuracy"], ".2f") + "%",
-        ]
-        table.append(cells + gain(figures, reached["LeNet5"]))
+    for name, seeds in stats.items():
+        cells = [plot.cell(seeds, column) for column in ("train_accuracy", "val_loss", "val_accuracy")]
+        table.append([name, *cells, *gain(stats["LeNet5"], seeds)])
     further = [["row", "compared with", *GAIN]]
     for name, other in FURTHER:
-        further.append([name, other, *gain(reached[name], reached[other])])
+        further.append([name, other, *gain(stats[other], stats[name])])
     return [*plot.markdown(table), "", *plot.markdown(further)]
 
 
-def mean_and_deviation(values, form):
-    """Return the mean and the standard deviation of the seeds as a cell of a table."""
-    return f"{values.mean():{form}} ± {values.std(ddof=1):{form}}"
-
-
-def gain(figures, other_figures):
-    """Return the cells under GAIN: what an experiment gains in test accuracy over another one, in percentage
-    points, with the standard error (SE) of the mean of the differences, seed by seed."""
-    if figures is other_figures:
+def gain(before, after):
+    """Return the cells under GAIN: the difference in test accuracy, in percentage points, with the standard
+    error (SE) of the mean of the differences, seed by seed."""
+    if before is after:
         return ["", "", ""]
-    differences = 100 * (figures["val_accuracy"] - other_figures["val_accuracy"])
-    mean = differences.mean()
-    error = differences.std(ddof=1) / len(SEEDS) ** 0.5
-    helps = "yes" if mean > T_QUANTILE * error else "no"
-    return [f"{mean:+.2f} ± {error:.2f}", f"{mean / error:+.1f}", helps]
+    old, _ = plot.values_of(before, "val_accuracy")
+    new, _ = plot.values_of(after, "val_accuracy")
+    ratio = (new - old).mean() / ((new - old).std(ddof=1) / len(SEEDS) ** 0.5)
+    helps = "yes" if ratio > T_QUANTILE else "no"
+    return [plot.difference(before, after, "val_accuracy"), f"{ratio:+.1f}", helps]
 
 
 def run():
@@ -124,7 +110,7 @@ def run():
     main.SEEDS = SEEDS
     exit_code = main.main()
     if exit_code == 0:
-        folder = plot.run_folders(main.in_project(main.RESULTS_DIR))[0]
+        folder = plot.run_folders(dataset.in_project(main.RESULTS_DIR))[0]
         print("", *study_tables(folder), sep="\n")
     return exit_code
 

@@ -7,7 +7,7 @@ import pytest
 
 import dataset
 import main
-from helpers import PROJECT, paper, run
+from helpers import PROJECT, copy_project, own_lines, paper, run
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
 TEXTS = {}
@@ -103,3 +103,85 @@ def test_recipe_for_a_tar_of_own_images(tmp_path, test_set):
     assert process.returncode == 1 and "FileExistsError" in process.stderr
     (tar,) = tmp_path.rglob("train.tar")
     assert sorted(dataset.MNIST(tar).labels.tolist()) == sorted(test_set.labels[:3].tolist())
+
+
+def test_main_says_what_the_readme_says():
+    """The accuracies and the time at the end of main.py's docstring are those of the README's first table."""
+    readme = TEXTS["README.md"]
+    for model in ("LeNet5", "CustomMLP", "RegularizedLeNet5"):
+        first_table = readme[: readme.index("## The result")]
+        (row,) = re.findall(rf"^\| {model} .*%.*%.*\|$", first_table, re.MULTILINE)
+        accuracy = row.split("|")[4].strip()
+        assert f"{model} {accuracy}" in main.__doc__
+    seconds = re.search(r"takes (\d+)\s+seconds on two cores", main.__doc__)[1]
+    assert f"takes {seconds} seconds on two cores" in readme
+
+
+# Each exercise of the README: the edits as (file, old text, new text).
+EXERCISES = {
+    "A softmax at the end": [
+        (
+            "model.py",
+            "return self.fc3(x)  # (B, 10)\n\n\nclass RegularizedLeNet5",
+            "return self.fc3(x).softmax(dim=1)\n\n\nclass RegularizedLeNet5",
+        ),
+    ],
+    "Larger batches": [("main.py", "BATCH_SIZE = 32", "BATCH_SIZE = 256")],
+    "A high learning rate": [
+        ("main.py", '"LeNet5", LeNet5, learning_rate=0.02', '"LeNet5", LeNet5, learning_rate=0.5'),
+    ],
+    "Sigmoid": [("model.py", "            nn.ReLU(),", "            nn.Sigmoid(),")],
+    "No padding": [
+        ("model.py", ", padding=2)", ")"),
+        ("model.py", "nn.Linear(400, 120)", "nn.Linear(256, 120)"),
+    ],
+    "Augmentation for the MLP": [
+        ("main.py", "CustomMLP, learning_rate=0.01", "CustomMLP, learning_rate=0.01, transform=AUGMENTATION")
+    ],
+    "Is it better?": [
+        (
+            "main.py",
+            "EXPERIMENTS = [",
+            "EXPERIMENTS = [\n"
+            '    Experiment("LeNet5, decay", LeNet5, 0.02, optimizer_options={"weight_decay": 2e-4}),',
+        ),
+        ("main.py", "SEEDS = (0,)", "SEEDS = (0, 1, 2, 3, 4)"),
+    ],
+    "Parameters by hand": [
+        ("model.py", "nn.Conv2d(6, 16,", "nn.Conv2d(6, 32,"),
+        ("model.py", "nn.Linear(400, 120)", "nn.Linear(800, 120)"),
+        ("model.py", "nn.BatchNorm2d(16)", "nn.BatchNorm2d(32)"),
+    ],
+}
+
+# Tries all rows of the main.py in each folder on a few batches.
+TRY_EXPERIMENTS = """
+import sys
+for folder in sys.argv[1:]:
+    sys.path.insert(0, folder)
+    import main
+    train_set, test_set, _ = main.dataset.load_data("data/sample")
+    main.check_settings()
+    with main.worker_pool(1, main.Images(train_set, test_set, {})) as pool:
+        main.try_experiments(pool)
+    sys.path.pop(0)
+    for module in ("main", "dataset", "model", "plot"):
+        del sys.modules[module]
+"""
+
+
+def test_exercises_can_be_done_as_they_are_told(tmp_path):
+    told = re.findall(r"^\d\. \*\*(.*?)\.?\*\*", TEXTS["README.md"], re.MULTILINE)
+    answers = (PROJECT / "report" / "answers.md").read_text(encoding="utf-8")
+    answered = re.findall(r"^## \d\. (.*)", answers, re.MULTILINE)
+    assert told == answered == list(EXERCISES)
+    for title, edits in EXERCISES.items():
+        folder = copy_project(tmp_path / title.rstrip("?"))
+        for name, old, new in edits:
+            text = (folder / name).read_text(encoding="utf-8")
+            assert old in text, (title, old)
+            (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+    process = run(tmp_path, "-c", TRY_EXPERIMENTS, *map(str, sorted(tmp_path.iterdir())))
+    assert process.returncode == 0, process.stderr
+    (warning,) = own_lines(process.stderr)
+    assert "softmax" in warning
