@@ -21,6 +21,7 @@ except ImportError:  # Windows
 
 posix = pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has no groups of processes")
 
+FEW = "3000"  # held-out images of the sample's 4,000, so that an epoch is short
 TWO_ROWS = '[Experiment("A", CustomMLP, 0.01), Experiment("B", CustomMLP, 0.02)]'
 
 FORKING = ("main.py",)
@@ -92,7 +93,7 @@ def assert_group_ends(process, seconds):
 
 @pytest.fixture(scope="module")
 def with_one_worker(tmp_path_factory):
-    folder = copy_project(tmp_path_factory.mktemp("one"), EPOCHS="1", WORKERS="1")
+    folder = copy_project(tmp_path_factory.mktemp("one"), EPOCHS="1", WORKERS="1", VALIDATION_IMAGES=FEW)
     process = run(folder, "main.py")
     assert process.returncode == 0, process.stderr
     return results_of(folder)
@@ -100,7 +101,7 @@ def with_one_worker(tmp_path_factory):
 
 @COMMANDS
 def test_figures_do_not_depend_on_the_workers(tmp_path, with_one_worker, command):
-    folder = copy_project(tmp_path, EPOCHS="1", WORKERS="2")
+    folder = copy_project(tmp_path, EPOCHS="1", WORKERS="2", VALIDATION_IMAGES=FEW)
     process = run(folder, *command)
     assert process.returncode == 0, process.stderr
     results = results_of(folder)
@@ -113,14 +114,14 @@ def test_figures_do_not_depend_on_the_workers(tmp_path, with_one_worker, command
 
 def test_the_longest_training_starts_first_and_compiled_models_can_be_forked(tmp_path):
     rows = """[
-    *[Experiment(f"{epochs} epochs", CustomMLP, 0.01, epochs=epochs) for epochs in (1, 30)],
+    *[Experiment(f"{epochs} epochs", CustomMLP, 0.01, epochs=epochs) for epochs in (1, 12)],
     Experiment("compiled", lambda: torch.compile(LeNet5(), backend="eager"), 0.02, epochs=2),
 ]"""
-    folder = copy_project(tmp_path, WORKERS="2", EXPERIMENTS=rows)
+    folder = copy_project(tmp_path, WORKERS="2", VALIDATION_IMAGES=FEW, EXPERIMENTS=rows)
     process = run(folder, "main.py")
     assert process.returncode == 0 and own_lines(process.stderr) == [], process.stderr
     lines = re.findall(r"^(\d+ epochs|compiled) +0 ", process.stdout, re.MULTILINE)
-    assert lines[-1] != "1 epochs" and lines.count("30 epochs") == 30 and lines.count("compiled") == 2
+    assert lines[-1] != "1 epochs" and lines.count("12 epochs") == 12 and lines.count("compiled") == 2
 
 
 def test_rows_that_cannot_reach_a_spawned_process_are_named(tmp_path):
@@ -134,7 +135,7 @@ def test_rows_that_cannot_reach_a_spawned_process_are_named(tmp_path):
 
 def test_rows_of_a_caller_reach_its_workers(tmp_path):
     """As report/study.py does: rows that main.py does not have."""
-    folder = copy_project(tmp_path, EPOCHS="1", WORKERS="2")
+    folder = copy_project(tmp_path, EPOCHS="1", WORKERS="2", VALIDATION_IMAGES=FEW)
     script = folder / "script.py"
     script.write_text(
         "import sys, main\n"
@@ -193,8 +194,9 @@ def test_interrupted_run_is_plotted_and_leaves_no_process(start, tmp_path, name,
 
 
 @posix
-@COMMANDS
-@pytest.mark.parametrize("moment", ["Reading", "Trying"])
+@pytest.mark.parametrize(
+    "command, moment", [(FORKING, "Reading"), (FORKING, "Trying"), (SPAWNING, "Trying")], ids=str
+)
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(start, tmp_path, command, moment):
     process = start(command=command, EPOCHS="1000", WORKERS="2", EXPERIMENTS=TWO_ROWS)
     for line in process.stdout:
@@ -310,7 +312,7 @@ def test_full_disk_is_one_line_and_keeps_the_figures(start, tmp_path):
 
 @posix
 def test_a_closed_pipe_costs_no_picture(start, tmp_path):
-    process = start(EPOCHS="1", WORKERS="1", EXPERIMENTS=TWO_ROWS)
+    process = start(EPOCHS="1", WORKERS="1", VALIDATION_IMAGES=FEW, EXPERIMENTS=TWO_ROWS)
     wait_for_epochs(process, 2)
     process.stdout.close()  # as a reader that has ended, before the table is printed
     process.wait(timeout=60)

@@ -157,10 +157,12 @@ EXERCISES = {
 # Tries all rows of the main.py in each folder on a few batches.
 TRY_EXPERIMENTS = """
 import sys
+train_set = None
 for folder in sys.argv[1:]:
     sys.path.insert(0, folder)
     import main
-    train_set, test_set, _ = main.dataset.load_data("data/sample")
+    if train_set is None:
+        train_set, test_set, _ = main.dataset.load_data("data/sample")
     main.check_settings()
     with main.worker_pool(1, main.Images(train_set, test_set, {})) as pool:
         main.try_experiments(pool)
