@@ -159,11 +159,10 @@ def test_rows_of_a_caller_reach_its_workers(tmp_path):
     "name, workers, command",
     [
         ("SIGINT", 2, FORKING),
-        ("SIGTERM", 2, FORKING),
-        ("SIGINT", 1, FORKING),
+        ("SIGTERM", 1, FORKING),
         ("SIGINT", 2, SPAWNING),
     ],
-    ids=["Ctrl-C", "SIGTERM", "Ctrl-C, one worker", "Ctrl-C, spawned"],
+    ids=["Ctrl-C", "SIGTERM, one worker", "Ctrl-C, spawned"],
 )
 def test_interrupted_run_is_plotted_and_leaves_no_process(start, tmp_path, name, workers, command):
     process = start(command=command, EPOCHS="1000", WORKERS=str(workers), EXPERIMENTS=TWO_ROWS)
@@ -195,7 +194,9 @@ def test_interrupted_run_is_plotted_and_leaves_no_process(start, tmp_path, name,
 
 @posix
 @pytest.mark.parametrize(
-    "command, moment", [(FORKING, "Reading"), (FORKING, "Trying"), (SPAWNING, "Trying")], ids=str
+    "command, moment",
+    [(FORKING, "Reading"), (FORKING, "Trying"), (SPAWNING, "Trying")],
+    ids=["reading", "dry run", "dry run, spawned"],
 )
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(start, tmp_path, command, moment):
     process = start(command=command, EPOCHS="1000", WORKERS="2", EXPERIMENTS=TWO_ROWS)
