@@ -4,9 +4,9 @@
     python main.py photo.jpg    which digit do the models of the newest run see in this picture?
 
 Edit the settings below and run it again: it says and draws what your edit did. As they are, it takes 90
-seconds on two cores: LeNet5 99.30%, CustomMLP 97.55%, RegularizedLeNet5 99.43% of the test images.
-"""
+seconds on two cores: LeNet5 99.30%, CustomMLP 97.55%, RegularizedLeNet5 99.43% of the test images."""
 
+import argparse
 import copy
 import csv
 import json
@@ -211,7 +211,6 @@ def run_training(experiment, images, seed, folder, quiet=False):
 
     quiet: print nothing.
     """
-    experiment = copy.deepcopy(experiment)  # a loss or a transform may have a state, and gets a new one
     path = folder / f"{experiment.name}-seed{seed}"
     device = experiment.device
     set_seed(seed)
@@ -398,11 +397,9 @@ def dry_run(experiment, images):
         weights = torch.load(f"{path}.pt", weights_only=True)
         with np.load(f"{path}.npz") as record:
             logits = torch.from_numpy(record["logits"])
-    experiment = copy.deepcopy(experiment)
-    device = experiment.device
-    loader, model, optimizer, scheduler = build(experiment, images.train_set)
+    loader, model, optimizer, _ = build(experiment, images.train_set)
     model.load_state_dict(weights)
-    restored_logits = predict(model, few.test_set.images, device)
+    restored_logits = predict(model, few.test_set.images, experiment.device)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": time_batch(experiment, loader, model, optimizer) * len(loader) * experiment.epochs,
@@ -460,7 +457,6 @@ def warnings_about(experiment, logits, restored_logits):
 # Several trainings at the same time -----------------------------------------------------------------
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what asks a program to end
 shared = {}  # "experiments" by name, and "images": filled once in each process that trains
 
 
@@ -505,8 +501,6 @@ def start_worker(experiments, images):
     shared.update(experiments=experiments, images=images)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     torch.set_num_threads(1)
     plot.prepare_output()
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -520,23 +514,18 @@ def end_with_parent():
 
 @contextmanager
 def signals_held_back():
-    """Let Ctrl-C and SIGTERM wait until the block has ended. Processes that it starts do not see them before
-    `start_worker`."""
+    """Let Ctrl-C and SIGTERM wait until the block has ended."""
     received = []
     handlers = {}
-    for number in SIGNALS:
+    for number in (signal.SIGINT, signal.SIGTERM):
         handlers[number] = signal.signal(number, lambda number, frame: received.append(number))
-    if hasattr(signal, "pthread_sigmask"):  # Windows has none
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if received:
-        raise KeyboardInterrupt
+        if received:
+            raise KeyboardInterrupt
 
 
 def run_jobs(pool, function, jobs):
@@ -559,10 +548,11 @@ def run_jobs(pool, function, jobs):
 
 
 def run_job(function, name, *arguments):
-    """Call function(experiment, images, *arguments) with what is shared. Return its result, or a UserError
-    that says why it failed."""
+    """Call function(experiment, images, *arguments). Return its result, or a UserError that says why it
+    failed. The experiment is a copy, since a loss or a transform may have a state, and each job a new one."""
     try:
-        return function(shared["experiments"][name], shared["images"], *arguments)
+        experiment = copy.deepcopy(shared["experiments"][name])
+        return function(experiment, shared["images"], *arguments)
     except (Exception, SystemExit) as error:  # a user's own model may raise anything
         return UserError(describe(error))
 
@@ -677,7 +667,8 @@ def try_experiments(pool):
 
 
 def start_run(code, data, facts):
-    """Make the folder of a run, write settings.json and copies of the code into it, and return its path."""
+    """Make the folder of a run, named by the next number. Write settings.json and copies of the code into it.
+    Return its path."""
     experiments = {}
     for experiment in EXPERIMENTS:
         experiments[experiment.name] = {
@@ -698,20 +689,15 @@ def start_run(code, data, facts):
         "experiments": experiments,
     }
     text = json.dumps(settings, indent=2)
-    folder = make_folder(dataset.in_project(RESULTS_DIR))
-    (folder / "settings.json").write_text(text, encoding="utf-8")
-    (folder / "code").mkdir()
-    for name, source in code.items():
-        (folder / "code" / name).write_bytes(source)
-    return folder
-
-
-def make_folder(results_dir):
-    """Make and return the folder of a new run, named by the next number."""
+    results_dir = dataset.in_project(RESULTS_DIR)
     results_dir.mkdir(parents=True, exist_ok=True)
     numbers = [int(path.name) for path in results_dir.iterdir() if path.name.isdecimal()]
     folder = results_dir / str(max(numbers, default=0) + 1)
     folder.mkdir()
+    (folder / "settings.json").write_text(text, encoding="utf-8")
+    (folder / "code").mkdir()
+    for name, source in code.items():
+        (folder / "code" / name).write_bytes(source)
     return folder
 
 
@@ -746,35 +732,31 @@ def print_opening(data, folder, facts, workers):
 
 def ask(paths):
     """Print and draw which digits the models see in pictures. The models are those of the newest run with a
-    finished training. Return the exit code: 0, 1 if a picture or a model was left out, 2 if nothing could be
-    answered."""
+    finished training. Return the exit code: 0, or 1 if a picture or a model was left out.
+
+    Raises UserError or another ValueError, with a message for the user, if nothing can be answered.
+    """
     torch.set_num_threads(1)
     results_dir = dataset.in_project(RESULTS_DIR)
     finished = [folder for folder in plot.run_folders(results_dir) if any(folder.glob("*.npz"))]
     if not finished:
-        print(f"error: no training in {results_dir} has finished: first run main.py", file=sys.stderr)
-        return 2
+        raise UserError(f"no training in {results_dir} has finished: first run main.py")
+    run = plot.read_run(finished[0])
     digits = dataset.read_digits(paths)
     if not digits:
-        print("error: there is no picture to ask about", file=sys.stderr)
-        return 2
-    try:
-        run = plot.read_run(finished[0])
-        logits = {}
-        for experiment in EXPERIMENTS:
-            try:
-                logits[experiment.name] = ask_model(experiment, run, digits["images"])
-            except UserError as error:
-                print(f"error: {row_of(experiment)}: {error}", file=sys.stderr)
-        if not logits:
-            return 2
-        digits = {part: np.asarray(values) for part, values in digits.items()}
-        picture = results_dir / "my_digits.png"
-        print("\n".join(plot.digit_table(digits, logits)))
-        plot.draw_digits(digits, logits, picture)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError("there is no picture to ask about")
+    logits = {}
+    for experiment in EXPERIMENTS:
+        try:
+            logits[experiment.name] = ask_model(experiment, run, digits["images"])
+        except UserError as error:
+            print(f"error: {row_of(experiment)}: {error}", file=sys.stderr)
+    if not logits:
+        raise UserError("no model can answer")
+    digits = {part: np.asarray(values) for part, values in digits.items()}
+    picture = results_dir / "my_digits.png"
+    print("\n".join(plot.digit_table(digits, logits)))
+    plot.draw_digits(digits, logits, picture)
     print(f"\nThe models are those of {run.folder}. {picture} shows what they saw.")
     all_answered = len(logits) == len(EXPERIMENTS) and len(digits["names"]) == len(paths)
     return 0 if all_answered else 1
@@ -805,14 +787,14 @@ def ask_model(experiment, run, images):
 if __name__ == "__main__":
     plot.prepare_output()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat it like Ctrl-C
-    arguments = sys.argv[1:]
-    if arguments in (["-h"], ["--help"]):
-        print(__doc__)
-        sys.exit()
-    if any(argument.startswith("-") for argument in arguments):  # there are no other options
-        print(__doc__, file=sys.stderr)
-        sys.exit(2)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("pictures", nargs="*", help="of one digit each, for the models of the newest run")
+    paths = parser.parse_args().pictures
     try:
-        sys.exit(ask(arguments) if arguments else main())
+        sys.exit(ask(paths) if paths else main())
     except KeyboardInterrupt:
         sys.exit(130)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import main
 import plot
 from helpers import ENVIRONMENT, copy_project, edit, figures, own_lines, results_of, run
 
@@ -31,7 +32,6 @@ SPAWNING = (
     "import runpy, sys, torch._dynamo; sys.argv = ['main.py']; sys.path.insert(0, '.'); "
     "sys.platform = 'darwin'; runpy.run_path('main.py', run_name='__main__')",
 )
-COMMANDS = pytest.mark.parametrize("command", [FORKING, SPAWNING], ids=["forked", "spawned"])
 
 
 @pytest.fixture
@@ -91,65 +91,71 @@ def assert_group_ends(process, seconds):
 # Several trainings at once --------------------------------------------------------------------------
 
 
+# Rows of a caller, as those of report/study.py, which main.py does not have.
+CALLER = """
+import sys, torch, torch._dynamo, main
+from main import AUGMENTATION, CustomMLP, Experiment, LeNet5, RegularizedLeNet5
+
+def compiled():
+    return torch.compile(LeNet5(), backend="eager")
+
+if __name__ == "__main__":
+    main.EXPERIMENTS = [
+        Experiment("short", CustomMLP, 0.01),
+        Experiment("compiled", compiled, 0.02),
+        Experiment("long", RegularizedLeNet5, 0.05, transform=AUGMENTATION, epochs=4),
+    ]
+    main.WORKERS = int(sys.argv[1])
+    sys.platform = sys.argv[2]
+    sys.exit(main.main())
+"""
+WAYS = {"one worker": ("1", "linux"), "forked": ("2", "linux"), "spawned": ("2", "darwin")}
+
+
 @pytest.fixture(scope="module")
-def with_one_worker(tmp_path_factory):
-    folder = copy_project(tmp_path_factory.mktemp("one"), EPOCHS="1", WORKERS="1", VALIDATION_IMAGES=FEW)
-    process = run(folder, "main.py")
-    assert process.returncode == 0, process.stderr
-    return results_of(folder)
+def trained(tmp_path_factory):
+    """{way to start the workers: the folder of a run and what it printed}."""
+    folders = {}
+    processes = {}
+    for way, arguments in WAYS.items():
+        folder = copy_project(tmp_path_factory.mktemp("way"), EPOCHS="1", VALIDATION_IMAGES=FEW)
+        folders[way] = folder
+        (folder / "caller.py").write_text(CALLER, encoding="utf-8")
+        command = [sys.executable, "caller.py", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes[way] = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, encoding="utf-8", **pipes)
+    found = {}
+    for way, process in processes.items():
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0 and own_lines(err) == [], err
+        found[way] = results_of(folders[way]), out
+    return found
 
 
-@COMMANDS
-def test_figures_do_not_depend_on_the_workers(tmp_path, with_one_worker, command):
-    folder = copy_project(tmp_path, EPOCHS="1", WORKERS="2", VALIDATION_IMAGES=FEW)
-    process = run(folder, *command)
-    assert process.returncode == 0, process.stderr
-    results = results_of(folder)
-    for path in with_one_worker.glob("*.csv"):
-        assert figures(path) == figures(results / path.name)
-        weights = torch.load(path.with_suffix(".pt"), weights_only=True)
-        others = torch.load((results / path.name).with_suffix(".pt"), weights_only=True)
-        assert all(torch.equal(weights[key], others[key]) for key in weights)
+@pytest.mark.parametrize("way", ["forked", "spawned"])
+def test_figures_and_weights_do_not_depend_on_the_workers(trained, way):
+    expected, _ = trained["one worker"]
+    folder, _ = trained[way]
+    for name in ("short", "compiled", "long"):
+        assert figures(folder / f"{name}-seed0.csv") == figures(expected / f"{name}-seed0.csv")
+        weights = torch.load(folder / f"{name}-seed0.pt", weights_only=True)
+        expected_weights = torch.load(expected / f"{name}-seed0.pt", weights_only=True)
+        assert all(torch.equal(weights[key], expected_weights[key]) for key in expected_weights)
 
 
-def test_the_longest_training_starts_first_and_compiled_models_can_be_forked(tmp_path):
-    rows = """[
-    *[Experiment(f"{epochs} epochs", CustomMLP, 0.01, epochs=epochs) for epochs in (1, 12)],
-    Experiment("compiled", lambda: torch.compile(LeNet5(), backend="eager"), 0.02, epochs=2),
-]"""
-    folder = copy_project(tmp_path, WORKERS="2", VALIDATION_IMAGES=FEW, EXPERIMENTS=rows)
-    process = run(folder, "main.py")
-    assert process.returncode == 0 and own_lines(process.stderr) == [], process.stderr
-    lines = re.findall(r"^(\d+ epochs|compiled) +0 ", process.stdout, re.MULTILINE)
-    assert lines.index("12 epochs") < lines.index("1 epochs")  # though it stands behind it in the table
-    assert lines.count("12 epochs") == 12 and lines.count("compiled") == 2
+def test_the_longest_training_starts_first(trained):
+    _, out = trained["forked"]
+    lines = re.findall("^(short|compiled|long) +0 ", out, re.MULTILINE)
+    assert lines.index("long") < lines.index("short")  # though it stands behind it in the table
+    assert lines.count("long") == 4
 
 
-def test_rows_that_cannot_reach_a_spawned_process_are_named(tmp_path):
-    row = '[Experiment("my row", CustomMLP, 0.01, transform=lambda images: images)]'
-    folder = copy_project(tmp_path, WORKERS="2", SEEDS="(0, 1)", EXPERIMENTS=row)
-    process = run(folder, *SPAWNING)
-    assert process.returncode == 2
-    (line,) = own_lines(process.stderr)
-    assert "my row" in line and "lambda" in line and not (folder / "results").exists()
-
-
-def test_rows_of_a_caller_reach_its_workers(tmp_path):
-    """As report/study.py does: rows that main.py does not have."""
-    folder = copy_project(tmp_path, EPOCHS="1", WORKERS="2", VALIDATION_IMAGES=FEW)
-    script = folder / "script.py"
-    script.write_text(
-        "import sys, main\n"
-        "from main import Experiment, CustomMLP\n"
-        "if __name__ == '__main__':\n"
-        "    sys.platform = 'darwin'\n"
-        "    main.EXPERIMENTS = [Experiment('mine', CustomMLP, 0.01), Experiment('other', CustomMLP, 0.02)]\n"
-        "    sys.exit(main.main())\n",
-        encoding="utf-8",
-    )
-    process = run(folder, "script.py")
-    assert process.returncode == 0, process.stderr
-    assert set(plot.read_run(results_of(folder)).stats) == {"mine", "other"}
+def test_rows_that_cannot_reach_a_spawned_process_are_named(monkeypatch):
+    row = main.Experiment("my row", main.CustomMLP, 0.01, transform=lambda images: images)
+    monkeypatch.setattr(main, "EXPERIMENTS", [row])
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(main.UserError, match="my row.*lambda"), main.worker_pool(2, None):
+        pass
 
 
 # Faults ---------------------------------------------------------------------------------------------
@@ -194,29 +200,23 @@ def test_interrupted_run_is_plotted_and_leaves_no_process(start, tmp_path, name,
 
 
 @posix
-@pytest.mark.parametrize(
-    "command, moment",
-    [(FORKING, "Reading"), (FORKING, "Trying"), (SPAWNING, "Trying")],
-    ids=["reading", "dry run", "dry run, spawned"],
-)
-def test_ctrl_c_before_the_first_epoch_leaves_nothing(start, tmp_path, command, moment):
-    process = start(command=command, EPOCHS="1000", WORKERS="2", EXPERIMENTS=TWO_ROWS)
+@pytest.mark.parametrize("moment", ["Reading", "Trying"])
+def test_ctrl_c_before_the_first_epoch_leaves_nothing(start, tmp_path, moment):
+    process = start(EPOCHS="1000", WORKERS="2", EXPERIMENTS=TWO_ROWS)
     for line in process.stdout:
         if moment in line:
             break
-    if command == SPAWNING:
-        time.sleep(1)  # the new interpreters import their modules
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert len(own_lines(err)) == 1 and "Traceback" not in err
     assert_group_ends(process, 5)
+    assert not (tmp_path / "results").exists()
 
 
 @posix
-@COMMANDS
-def test_killed_parent_takes_its_trainings_with_it(start, tmp_path, command):
-    process = start(command=command, EPOCHS="1000", WORKERS="2", EXPERIMENTS=TWO_ROWS)
+def test_killed_parent_takes_its_trainings_with_it(start, tmp_path):
+    process = start(EPOCHS="1000", WORKERS="2", EXPERIMENTS=TWO_ROWS)
     wait_for_epochs(process, 2)
     process.kill()
     process.wait()
@@ -240,7 +240,7 @@ class Breaking(LeNet5):
     def forward(self, images):
         logits = super().forward(images)
         self.steps += self.training
-        if self.steps > 150:
+        if self.steps > 50:
             if self.fault == "is killed":
                 os._exit(9)
             if self.fault == "raises":
@@ -254,7 +254,7 @@ def run_breaking(folder, *faults):
     """Run main.py with a row for each fault and one that lasts. Return the process and the run's folder."""
     rows = [f'Experiment("{fault}", Breaking, 0.02, {{"fault": "{fault}"}})' for fault in faults]
     rows.append('Experiment("lasts", CustomMLP, 0.01)')
-    copy_project(folder, EPOCHS="3", WORKERS="2", EXPERIMENTS=f"[{', '.join(rows)}]")
+    copy_project(folder, EPOCHS="3", WORKERS="2", VALIDATION_IMAGES=FEW, EXPERIMENTS=f"[{', '.join(rows)}]")
     with open(folder / "model.py", "a", encoding="utf-8") as file:
         file.write(BREAKING)
     text = (folder / "main.py").read_text(encoding="utf-8")
@@ -284,7 +284,7 @@ def test_a_killed_process_is_one_line_and_the_end_of_the_run(tmp_path):
 
 
 def test_editing_main_while_it_runs_changes_nothing_in_that_run(start, tmp_path):
-    process = start(EPOCHS="2", WORKERS="1", EXPERIMENTS=TWO_ROWS)
+    process = start(EPOCHS="2", WORKERS="1", VALIDATION_IMAGES=FEW, EXPERIMENTS=TWO_ROWS)
     for line in process.stdout:
         if "Reading" in line:
             break

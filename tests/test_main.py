@@ -552,7 +552,8 @@ def test_a_damaged_file_of_the_run_that_is_asked_is_named(asked, capsys, name):
 
 def train_here(experiment, train_set, test_set, folder, seed=0):
     """Train in this process. Return the rows of the CSV."""
-    main.run_training(experiment, Images(train_set, test_set, {}), seed, folder)
+    main.shared.update(experiments={"it": experiment}, images=Images(train_set, test_set, {}))
+    assert main.run_job(main.run_training, "it", seed, folder) is None
     path = folder / f"{experiment.name}-seed{seed}.csv"
     found = rows(path)
     path.unlink()
