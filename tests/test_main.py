@@ -34,7 +34,7 @@ NAMES = ("LeNet5", "CustomMLP", "RegularizedLeNet5")
 def finished(tmp_path_factory):
     """A copy of the project in which `python main.py` has run, with pictures of two digits, and
     what it printed."""
-    folder = copy_project(tmp_path_factory.mktemp("project"), EPOCHS="3", SEEDS="range(0, 4, 3)")
+    folder = copy_project(tmp_path_factory.mktemp("project"), EPOCHS="2", SEEDS="range(0, 4, 3)")
     (folder / "data" / "my_digits").mkdir()
     images = dataset.MNIST(folder / "data" / "test.tar").images
     for index in range(2):
@@ -58,7 +58,7 @@ def test_results_folder_holds_the_files_of_every_training(results):
     others = {"settings.json", "summary.md", "code"}
     assert {path.name for path in results.iterdir()} == trainings | plots | others
     for path in results.glob("*.csv"):
-        assert [row["epoch"] for row in rows(path)] == ["1", "2", "3"]
+        assert [row["epoch"] for row in rows(path)] == ["1", "2"]
     for path in PROJECT.glob("*.py"):
         project = results.parent.parent
         assert (results / "code" / path.name).read_bytes() == (project / path.name).read_bytes()
@@ -66,7 +66,7 @@ def test_results_folder_holds_the_files_of_every_training(results):
 
 def test_training_on_the_sample_reaches_a_sensible_accuracy(results):
     for path in results.glob("*.csv"):
-        first, *_, last = rows(path)
+        first, last = rows(path)
         assert float(last["val_accuracy"]) > (0.8 if "MLP" in path.name else 0.92)
         assert float(last["train_accuracy"]) > float(first["train_accuracy"])
         assert float(last["train_loss"]) < float(first["train_loss"])
@@ -105,11 +105,11 @@ def test_batch_norm_averages_unaugmented_images(results, train_set):
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_almost_0(results):
     rates = [float(row["learning_rate"]) for row in rows(results / "LeNet5-seed0.csv")]
-    assert 0.002 < rates[0] <= max(rates) <= 0.02 and rates[-1] < 1e-4 < rates[-2]
+    assert rates[0] > 0.002 and rates[1] < 1e-4
     every_step = np.load(results / "LeNet5-seed0.npz")["learning_rates"]
-    assert len(every_step) == 3 * (4000 // 32)
+    assert len(every_step) == 2 * (4000 // 32)
     assert every_step.max() == pytest.approx(0.02, rel=0.01)
-    assert np.argmax(every_step) == pytest.approx(112, abs=2)
+    assert np.argmax(every_step) == pytest.approx(75, abs=2)
 
 
 def test_settings_tell_data_seeds_rows_and_versions(results):
@@ -119,7 +119,7 @@ def test_settings_tell_data_seeds_rows_and_versions(results):
     parameters = [row["parameters"] for row in settings["experiments"].values()]
     assert parameters == [61706, 61720, 62158]
     row = settings["experiments"]["RegularizedLeNet5"]
-    assert row["epochs"] == 3 and "weight_decay" in row["row"] and "elastic=0.4" in row["row"]
+    assert row["epochs"] == 2 and "weight_decay" in row["row"] and "elastic=0.4" in row["row"]
     assert settings["data"]["kind"] == "test"
     assert settings["versions"]["torch"] == torch.__version__
 
@@ -140,9 +140,9 @@ def test_prints_every_epoch_the_table_and_the_pictures(finished, results):
     for path in results.glob("*.csv"):
         name, seed = path.stem.split("-seed")
         mine = re.findall(rf"^{name} +{seed} .*", out, re.MULTILINE)
-        assert len(mine) == 3
+        assert len(mine) == 2
         for number, (line, row) in enumerate(zip(mine, rows(path)), start=1):
-            assert f"{number}/3" in line
+            assert f"{number}/2" in line
             assert f"{float(row['val_accuracy']):.2%}" in line and f"{float(row['train_loss']):.4f}" in line
     table = (results / "summary.md").read_text(encoding="utf-8").partition("\n\n## ")[0]
     assert table in out
@@ -151,11 +151,9 @@ def test_prints_every_epoch_the_table_and_the_pictures(finished, results):
     assert own_lines(finished[1].stderr) == []
 
 
-@pytest.mark.parametrize("arguments, code", [(["--help"], 0), (["--epochs", "3"], 2)])
-def test_options_print_the_usage_and_train_nothing(finished, arguments, code):
-    process = run(finished[0], "main.py", *arguments)
-    assert process.returncode == code
-    assert "python main.py" in (process.stderr if code else process.stdout)
+def test_there_are_no_options(finished):
+    process = run(finished[0], "main.py", "--epochs", "3")
+    assert process.returncode == 2 and "--epochs" in process.stderr
     assert results_of(finished[0])  # the only run
 
 
@@ -185,7 +183,9 @@ def test_from_another_folder_all_is_the_same(tmp_path):
     folder = tmp_path / "project"
     folder.mkdir()
     row = '[Experiment("A", CustomMLP, 0.01)]'
-    copy_project(folder, sample=False, EPOCHS="1", SEEDS="(0, 1)", EXPERIMENTS=row)
+    copy_project(
+        folder, sample=False, EPOCHS="1", SEEDS="(0, 1)", VALIDATION_IMAGES="3000", EXPERIMENTS=row
+    )
     try:
         (tmp_path / "train.py").symlink_to(folder / "main.py")
     except OSError:  # Windows may refuse
@@ -194,7 +194,7 @@ def test_from_another_folder_all_is_the_same(tmp_path):
     assert process.returncode == 0, process.stderr
     assert "sample" in process.stderr
     settings = json.loads((results_of(folder) / "settings.json").read_text(encoding="utf-8"))
-    assert "4,000" in settings["data"]["description"]
+    assert "1,000 training" in settings["data"]["description"]
     # nothing of the failed download is left
     assert [path.name for path in (folder / "data").iterdir()] == ["sample"]
     assert " ? " in process.stdout
@@ -219,12 +219,12 @@ def small_run(monkeypatch, tmp_path, train_set, test_set):
 
 
 BAD_SETTINGS = [
-    *(("EPOCHS", value) for value in (0, 1.5, None)),
-    *(("SEEDS", value) for value in ((), 0, (0, 0), (-1,), (0.5,), (2**64,))),
+    ("EPOCHS", 1.5),
+    *(("SEEDS", value) for value in ((), (0, 0), (-1,), (2**64,))),
     *(("VALIDATION_IMAGES", value) for value in (-1, 10**6)),
-    *(("WORKERS", value) for value in (0, "2")),
+    ("WORKERS", 0),
     *(("DEVICE", value) for value in ("abacus", "cuda:99")),
-    *(("EXPERIMENTS", value) for value in ([], None, [{}])),
+    *(("EXPERIMENTS", value) for value in ([], [{}])),
 ]
 
 
@@ -295,35 +295,19 @@ def returning(function, **settings):
 
 BAD_ROWS = {
     "wrong width": (row(Tutorial, options={"width": 300}), "shapes"),
-    "9 outputs": (row(Tutorial, options={"outputs": 9}), "9"),
     "12 outputs": (row(Tutorial, options={"outputs": 12}), "12"),
     "no batch": (returning(torch.squeeze), r"\(10,\)"),
     "a tuple": (returning(lambda logits: (logits, None)), "tuple"),
-    "a dict": (returning(lambda logits: {"logits": logits}), "dict"),
-    "three dimensions": (returning(lambda logits: logits[..., None]), r"10, 1\)"),
     "missing import": (row(Tutorial, options={"break_it": True}), "'F'"),
     "line of one's own code": (row(FaultInModelPy), r"model\.py, line \d+: x = .*self\.norm1"),
     "an object for a class": (row(LeNet5()), r"LeNet5, not LeNet5\("),
-    "an optimizer for a class": (
-        row(LeNet5, optimizer=torch.optim.Adam([torch.zeros(1)])),
-        r"optimizer: .*Adam, not Adam\(",
-    ),
     "a class for an object": (row(LeNet5, loss=nn.CrossEntropyLoss), r"loss=CrossEntropyLoss\("),
-    "another class for an object": (row(LeNet5, transform=Augmentation), r"transform=Augmentation\("),
-    "no class": (row("LeNet5"), "str"),
-    "Adam with momentum": (
-        row(LeNet5, optimizer=torch.optim.Adam, optimizer_options={"momentum": 0.9}),
-        "momentum",
-    ),
     "an optimizer without super().__init__()": (row(LeNet5, optimizer=Careless), "Careless"),
-    "LBFGS, which needs a closure": (row(LeNet5, optimizer=torch.optim.LBFGS), "closure"),
     "unknown option": (row(LeNet5, options={"dropout": 0.5}), "dropout"),
-    "negative learning rate": (row(LeNet5, -1), "-1"),
     "exploding": (row(LeNet5, 1e30), "learning_rate"),
     "a transform that changes the shape": (row(LeNet5, transform=lambda batch: batch[:, :, 1:]), "27"),
     "a transform that changes the type": (row(LeNet5, transform=torch.Tensor.double), "float64"),
     "loss of another shape": (row(LeNet5, loss=nn.MSELoss()), "MSE|size"),
-    "single images": (row(RegularizedLeNet5, batch_size=1), "1"),
     "too large a batch": (row(LeNet5, batch_size=97), "97"),
     "no epochs": (row(LeNet5, epochs=0), "0"),
 }
@@ -349,12 +333,6 @@ def test_names_that_are_no_file_names_or_taken_are_refused(monkeypatch, small_ru
     assert repr(name) in line
 
 
-def test_a_name_twice_is_refused(monkeypatch, small_run, capsys):
-    monkeypatch.setattr(main, "EXPERIMENTS", 2 * main.EXPERIMENTS)
-    assert main.main() == 2
-    assert "CustomMLP" in capsys.readouterr().err
-
-
 def hides_layers():
     """A model whose layers PyTorch does not find, beside one that it does."""
     model = CustomMLP()
@@ -369,9 +347,7 @@ WARNED_ROWS = {
         returning(partial(torch.softmax, dim=1), loss=lambda outputs, labels: -outputs.mean()),
         "tables",
     ),
-    "sigmoid": (returning(torch.sigmoid), "between 0 and 1"),
     "dropout in evaluation": (returning(dropout), "dropout"),
-    "noise": (returning(lambda logits: logits + torch.randn_like(logits)), "random"),
     "layers in a list": (row(hides_layers), "ModuleList"),
 }
 
@@ -404,27 +380,24 @@ def test_other_ends_of_a_model_are_not_taken_for_a_softmax(
     assert own_lines(capsys.readouterr().err) == []
 
 
-def test_a_training_that_learns_nothing_says_so(monkeypatch, small_run, capsys):
+def test_what_is_odd_is_said_and_the_run_goes_on(monkeypatch, small_run, capsys, test_set):
+    """No baseline, a model that learns nothing, a picture that is none."""
     constant = returning(lambda logits: 0 * logits)
     monkeypatch.setattr(main, "EXPERIMENTS", [Experiment("good", LeNet5, 0.01, epochs=40), constant])
     monkeypatch.setattr(main, "SEEDS", (7,))
-    assert main.main() == 0
-    (warning,) = re.findall(".*learned nothing.*", capsys.readouterr().out)
-    assert "my model" in warning and "7" in warning and "learning_rate" in warning
-
-
-def test_a_missing_baseline_is_named(monkeypatch, small_run, capsys):
     monkeypatch.setattr(main, "BASELINE", "AlexNet")
-    monkeypatch.setattr(main, "EXPERIMENTS", [*main.EXPERIMENTS, row(CustomMLP)])
+    (small_run / "digits").mkdir()
+    (small_run / "digits" / "notes.txt").write_text("no picture", encoding="utf-8")
+    paper(test_set.images[0].numpy()).save(small_run / "digits" / "seven.png")
     assert main.main() == 0
-    assert "AlexNet" in capsys.readouterr().out
-
-
-def test_training_set_as_test_set_is_refused(small_run, capsys):
-    (small_run / "test.tar").write_bytes((small_run / "train.tar").read_bytes())
-    assert main.main() == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    assert not (small_run / "results").exists()
+    printed = capsys.readouterr()
+    (warning,) = re.findall(".*learned nothing.*", printed.out)
+    assert "my model" in warning and "7" in warning and "learning_rate" in warning
+    assert "AlexNet" in printed.out
+    (line,) = printed.err.splitlines()
+    assert "notes.txt" in line
+    record = np.load(small_run / "results" / "1" / "good-seed7.npz")
+    assert record["digit_names"].tolist() == ["seven.png"]
 
 
 def test_bad_images_are_named_in_one_line(small_run, capsys):
@@ -433,17 +406,6 @@ def test_bad_images_are_named_in_one_line(small_run, capsys):
     assert main.main() == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(small_run / "test.tar") in line and "test/00000_3.png" in line
-
-
-def test_unreadable_pictures_are_named_and_the_run_goes_on(small_run, capsys, test_set):
-    (small_run / "digits").mkdir()
-    (small_run / "digits" / "notes.txt").write_text("no picture", encoding="utf-8")
-    paper(test_set.images[0].numpy()).save(small_run / "digits" / "seven.png")
-    assert main.main() == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "notes.txt" in line
-    record = np.load(small_run / "results" / "1" / "CustomMLP-seed0.npz")
-    assert record["digit_names"].tolist() == ["seven.png"]
 
 
 def test_results_folder_that_cannot_be_made_is_named(monkeypatch, small_run, capsys):
@@ -489,11 +451,11 @@ def test_what_cannot_be_asked_is_named(monkeypatch, asked, capsys):
     picture, row = own_lines(printed.err)
     assert "nowhere.png" in picture and "'LeNet5'" in row
     assert "CustomMLP" in printed.out and "| LeNet5" not in printed.out
-    assert main.ask(["nowhere.png"]) == 2
-    capsys.readouterr()
+    with pytest.raises(main.UserError):
+        main.ask(["nowhere.png"])
     monkeypatch.setattr(main, "RESULTS_DIR", "no such folder")
-    assert main.ask([digit]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    with pytest.raises(main.UserError, match="no such folder"):
+        main.ask([digit])
 
 
 def forget(folder):
@@ -539,12 +501,10 @@ def test_a_model_that_was_edited_since_is_named(monkeypatch, asked, capsys):
     assert "'LeNet5'" in line
 
 
-@pytest.mark.parametrize("name", ["settings.json", "LeNet5-seed0.csv", "LeNet5-seed0.npz"])
-def test_a_damaged_file_of_the_run_that_is_asked_is_named(asked, capsys, name):
-    (asked[0] / name).write_text("a, (\n1\n", encoding="utf-8")
-    assert main.ask([asked[1]]) == 2
-    (line,) = own_lines(capsys.readouterr().err)
-    assert name in line
+def test_a_damaged_file_of_the_run_that_is_asked_is_named(asked):
+    (asked[0] / "LeNet5-seed0.npz").write_text("a, (\n1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"LeNet5-seed0\.npz"):
+        main.ask([asked[1]])
 
 
 # One training ---------------------------------------------------------------------------------------
@@ -567,9 +527,13 @@ def one_epoch(train_set, test_set, folder, **settings):
     return figures
 
 
-@pytest.mark.parametrize("model, settings", [(Tutorial, {}), (LeNet5, {"optimizer": torch.optim.Adam})])
-def test_ones_own_model_and_another_optimizer_train(train_set, test_set, tmp_path, model, settings):
-    first, last = train_here(row(model, 0.003, epochs=2, **settings), train_set, test_set, tmp_path)
+OWN_ROWS = [row(Tutorial, 0.02, epochs=2), row(LeNet5, 0.003, epochs=2, optimizer=torch.optim.Adam)]
+
+
+@pytest.mark.parametrize("own_row", OWN_ROWS, ids=["model", "optimizer"])
+def test_ones_own_model_and_another_optimizer_train(train_set, test_set, tmp_path, own_row):
+    few = train_set.subset(slice(1000))
+    first, last = train_here(own_row, few, test_set, tmp_path)
     assert float(last["train_loss"]) < float(first["train_loss"]) and float(last["val_accuracy"]) > 0.3
 
 
@@ -628,7 +592,7 @@ def test_dropout_is_on_in_training_and_off_in_testing(test_set):
 
 
 @pytest.mark.parametrize(
-    "images, batch_size, steps", [(65, 32, 2), (63, 31, 2), (1001, 1000, 1), (20, 1, 20)]
+    "images, batch_size, steps", [(65, 32, 2), (20, 1, 20)]
 )
 def test_incomplete_batches_are_left_out_of_training(
     tmp_path, train_set, test_set, images, batch_size, steps
@@ -732,13 +696,14 @@ def test_finished_epochs_are_on_disk_at_once(tmp_path, train_set, test_set):
     assert list(dict.fromkeys(seen)) == [1, 2]
 
 
-def test_runs_get_the_next_number(tmp_path):
-    results = tmp_path / "results"
-    for number in (1, 2):
-        assert main.make_folder(results) == results / str(number)
-    (results / "11").mkdir()
-    (results / "notes").mkdir()
-    assert main.make_folder(results) == results / "12"
+def test_runs_get_the_next_number(monkeypatch, tmp_path):
+    monkeypatch.setattr(main, "RESULTS_DIR", str(tmp_path))
+    monkeypatch.setattr(main, "EXPERIMENTS", [])
+    (tmp_path / "notes").mkdir()
+    for number in ("1", "2", "12"):
+        assert main.start_run({}, {}, {}) == tmp_path / number
+        if number == "2":
+            (tmp_path / "11").mkdir()
 
 
 OPTIMIZERS = [
@@ -847,6 +812,3 @@ def test_any_standard_output_will_do(monkeypatch, small_run):
     plot.prepare_output()
     assert main.main() == 0
     assert "CustomMLP" in sys.stdout.getvalue()
-    monkeypatch.setattr(sys, "stdout", None)  # as without a console on Windows
-    plot.prepare_output()
-    assert main.main() == 0
