@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dataset
 import main
 import plot
 from helpers import ENVIRONMENT, copy_project, edit, figures, own_lines, results_of, run
@@ -40,8 +41,8 @@ def start(tmp_path):
     processes of its own, as a shell does. What is left of the group at the end is killed."""
     processes = []
 
-    def start(preexec_fn=None, command=FORKING, **constants):
-        folder = copy_project(tmp_path, **constants)
+    def start(preexec_fn=None, command=FORKING, folder=tmp_path, **constants):
+        copy_project(folder, **constants)
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=folder,
@@ -93,54 +94,65 @@ def assert_group_ends(process, seconds):
 
 # Rows of a caller, as those of report/study.py, which main.py does not have.
 CALLER = """
-import sys, torch, torch._dynamo, main
+import sys, torch, main
 from main import AUGMENTATION, CustomMLP, Experiment, LeNet5, RegularizedLeNet5
 
 def compiled():
     return torch.compile(LeNet5(), backend="eager")
 
+EXPERIMENTS = [
+    Experiment("short", CustomMLP, 0.01, epochs=1),
+    Experiment("compiled", compiled, 0.02, epochs=1),
+    Experiment("long", RegularizedLeNet5, 0.05, transform=AUGMENTATION, epochs=4),
+]
+
 if __name__ == "__main__":
-    main.EXPERIMENTS = [
-        Experiment("short", CustomMLP, 0.01),
-        Experiment("compiled", compiled, 0.02),
-        Experiment("long", RegularizedLeNet5, 0.05, transform=AUGMENTATION, epochs=4),
-    ]
-    main.WORKERS = int(sys.argv[1])
-    sys.platform = sys.argv[2]
+    sys.platform = sys.argv[1]
+    main.EXPERIMENTS = EXPERIMENTS
     sys.exit(main.main())
 """
-WAYS = {"one worker": ("1", "linux"), "forked": ("2", "linux"), "spawned": ("2", "darwin")}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """{way to start the workers: the folder of a run and what it printed}."""
-    folders = {}
+    """{way to start two workers: the folder of a run and what it printed}."""
     processes = {}
-    for way, arguments in WAYS.items():
-        folder = copy_project(tmp_path_factory.mktemp("way"), EPOCHS="1", VALIDATION_IMAGES=FEW)
-        folders[way] = folder
+    for way, platform in (("forked", "linux"), ("spawned", "darwin")):
+        folder = copy_project(tmp_path_factory.mktemp(way), WORKERS="2", VALIDATION_IMAGES=FEW)
         (folder / "caller.py").write_text(CALLER, encoding="utf-8")
-        command = [sys.executable, "caller.py", *arguments]
+        command = [sys.executable, folder / "caller.py", platform]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes[way] = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, encoding="utf-8", **pipes)
+        processes[way] = folder, subprocess.Popen(command, env=ENVIRONMENT, encoding="utf-8", **pipes)
     found = {}
-    for way, process in processes.items():
+    for way, (folder, process) in processes.items():
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0 and own_lines(err) == [], err
-        found[way] = results_of(folders[way]), out
+        found[way] = results_of(folder), out
     return found
 
 
+@pytest.fixture(scope="module")
+def trained_here(tmp_path_factory):
+    """The folder of the same trainings in this process, as with one worker."""
+    caller = {"__name__": "caller"}
+    exec(CALLER, caller)
+    folder = tmp_path_factory.mktemp("here")
+    train_set, test_set, _ = dataset.load_data(dataset.SAMPLE_DIR, int(FEW))
+    experiments = {experiment.name: experiment for experiment in caller["EXPERIMENTS"]}
+    main.shared.update(experiments=experiments, images=main.Images(train_set, test_set, {}))
+    jobs = [(name, 0, folder) for name in experiments]
+    assert all(result is None for _, result in main.run_jobs(None, main.run_training, jobs))
+    return folder
+
+
 @pytest.mark.parametrize("way", ["forked", "spawned"])
-def test_figures_and_weights_do_not_depend_on_the_workers(trained, way):
-    expected, _ = trained["one worker"]
+def test_figures_and_weights_do_not_depend_on_the_workers(trained, trained_here, way):
     folder, _ = trained[way]
     for name in ("short", "compiled", "long"):
-        assert figures(folder / f"{name}-seed0.csv") == figures(expected / f"{name}-seed0.csv")
+        assert figures(folder / f"{name}-seed0.csv") == figures(trained_here / f"{name}-seed0.csv")
         weights = torch.load(folder / f"{name}-seed0.pt", weights_only=True)
-        expected_weights = torch.load(expected / f"{name}-seed0.pt", weights_only=True)
-        assert all(torch.equal(weights[key], expected_weights[key]) for key in expected_weights)
+        expected = torch.load(trained_here / f"{name}-seed0.pt", weights_only=True)
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
 def test_the_longest_training_starts_first(trained):
@@ -162,30 +174,32 @@ def test_rows_that_cannot_reach_a_spawned_process_are_named(monkeypatch):
 
 
 @posix
-@pytest.mark.parametrize(
-    "name, workers, command",
-    [
-        ("SIGINT", 2, FORKING),
-        ("SIGTERM", 1, FORKING),
-        ("SIGINT", 2, SPAWNING),
-    ],
-    ids=["Ctrl-C", "SIGTERM, one worker", "Ctrl-C, spawned"],
-)
-def test_interrupted_run_is_plotted_and_leaves_no_process(start, tmp_path, name, workers, command):
-    process = start(command=command, EPOCHS="1000", WORKERS=str(workers), EXPERIMENTS=TWO_ROWS)
-    wait_for_epochs(process, workers)
-    if name == "SIGINT":  # Ctrl-C in a terminal reaches the whole group, and here twice
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.3)
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert_group_ends(process, 5)
-    folder = results_of(tmp_path)
-    (line,) = own_lines(err)
-    assert "Traceback" not in err and str(Path("results") / folder.name) in line
+def test_interrupted_runs_are_plotted_and_leave_no_process(start, tmp_path):
+    """Ctrl-C with forked workers, SIGTERM with one worker, Ctrl-C with spawned workers."""
+    processes = {}
+    for name, workers, command in (("a", 2, FORKING), ("b", 1, FORKING), ("c", 2, SPAWNING)):
+        constants = {"EPOCHS": "1000", "WORKERS": str(workers), "EXPERIMENTS": TWO_ROWS}
+        processes[name] = start(command=command, folder=tmp_path / name, **constants)
+    for name, process in processes.items():
+        wait_for_epochs(process, 1 if name == "b" else 2)
+        if name == "b":
+            process.send_signal(signal.SIGTERM)
+        else:  # Ctrl-C in a terminal reaches the whole group, and here twice
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.3)
+            os.killpg(process.pid, signal.SIGINT)
+    for name, process in processes.items():
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130, err
+        assert_group_ends(process, 5)
+        folder = results_of(tmp_path / name)
+        (line,) = own_lines(err)
+        assert "Traceback" not in err and str(Path("results") / folder.name) in line
+        check_interrupted(folder)
+
+
+def check_interrupted(folder):
+    """The finished epochs of a run are whole and drawn, the weights of the last one are there."""
     run = plot.read_run(folder)
     for path in folder.glob("*.csv"):
         text = path.read_text(encoding="utf-8")
@@ -194,7 +208,7 @@ def test_interrupted_run_is_plotted_and_leaves_no_process(start, tmp_path, name,
     summary = (folder / "summary.md").read_text(encoding="utf-8")
     assert all(f"Not finished: {name}" in summary for name in run.stats)
     assert "No gain" in summary
-    for name in run.stats:  # the weights of the last epoch are there, and whole
+    for name in run.stats:
         assert torch.load(folder / f"{name}-seed0.pt", weights_only=True)
     assert not list(folder.glob("*.part"))
 
@@ -283,18 +297,22 @@ def test_a_killed_process_is_one_line_and_the_end_of_the_run(tmp_path):
     assert (folder / "comparison.png").exists()
 
 
-def test_editing_main_while_it_runs_changes_nothing_in_that_run(start, tmp_path):
+@posix
+def test_an_edited_main_and_a_closed_pipe_change_nothing_in_a_run(start, tmp_path):
     process = start(EPOCHS="2", WORKERS="1", VALIDATION_IMAGES=FEW, EXPERIMENTS=TWO_ROWS)
     for line in process.stdout:
         if "Reading" in line:
             break
     before = (tmp_path / "main.py").read_bytes()
     edit(tmp_path / "main.py", EPOCHS="7", EXPERIMENTS="nonsense")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    wait_for_epochs(process, 2)
+    process.stdout.close()  # as a reader that has ended, before the table is printed
+    process.wait(timeout=60)
+    assert process.returncode != 0
     run = plot.read_run(results_of(tmp_path))
     assert [len(run.stats[name][0]["epoch"]) for name in "AB"] == [2, 2]
     assert (run.folder / "code" / "main.py").read_bytes() == before
+    assert {path.stem for path in run.folder.glob("*.png")} >= {"A", "B", "comparison", "mistakes"}
 
 
 @pytest.mark.skipif(resource is None, reason="Windows has no limits of this kind")
@@ -310,14 +328,3 @@ def test_full_disk_is_one_line_and_keeps_the_figures(start, tmp_path):
     (line,) = own_lines(err)
     assert "'A'" in line and "Traceback" not in err
     assert not (tmp_path / "results").exists()
-
-
-@posix
-def test_a_closed_pipe_costs_no_picture(start, tmp_path):
-    process = start(EPOCHS="1", WORKERS="1", VALIDATION_IMAGES=FEW, EXPERIMENTS=TWO_ROWS)
-    wait_for_epochs(process, 2)
-    process.stdout.close()  # as a reader that has ended, before the table is printed
-    process.wait(timeout=60)
-    assert process.returncode != 0
-    folder = results_of(tmp_path)
-    assert {path.stem for path in folder.glob("*.png")} >= {"A", "B", "comparison", "mistakes"}
