@@ -568,7 +568,7 @@ def describe(error):
     own_lines = []
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename).resolve()
-        if path.parent == dataset.PROJECT:
+        if path.parent == dataset.PROJECT and frame.line:  # compiled modules name files that do not exist
             own_lines.append(f"{path.name}, line {frame.lineno}: {frame.line}")
     return f"{type(error).__name__}: {text} ({own_lines[-1]})"
 
