@@ -38,7 +38,6 @@ IMAGE_NAME = re.compile(r"(?:.*/)?([0-9]+)_([0-9])\.png", re.DOTALL | re.IGNOREC
 MAX_FILE_SIZE = 10**6  # bytes; a 28 x 28 image needs a few hundred, with colours and metadata a few thousand
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG
 
-RECORD = 785  # bytes of a decoded image: 784 pixels and a label
 MIN_CACHED = 6_000  # images; fewer are decoded in half a second
 CODE_CHECKSUM = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # at once: the file may be edited meanwhile
 
@@ -224,47 +223,40 @@ def read_images(tar_path):
     from a large tar is cached beside it: decoding takes four seconds, reading the cache a tenth of one."""
     content = tar_path.read_bytes()
     checksum = f"{zlib.crc32(content):08x}"
+    source = f"{checksum} {CODE_CHECKSUM}"
     cache_path = tar_path.with_name(f"{tar_path.name}.decoded")
-    records = read_cache(cache_path, checksum)
-    if records is None:
-        records = read_tar(tar_path, content)
-        if len(records) >= MIN_CACHED * RECORD:
-            write_cache(cache_path, checksum, records)
-    records = np.frombuffer(records, dtype=np.uint8).reshape(-1, RECORD)
-    images = torch.tensor(records[:, :784]).view(-1, 28, 28)
-    labels = torch.tensor(records[:, 784]).long()
-    return images, labels, checksum
+    arrays = read_cache(cache_path, source)
+    if arrays is None:
+        arrays = read_tar(tar_path, content)
+        if len(arrays["labels"]) >= MIN_CACHED:
+            write_cache(cache_path, source=source, **arrays)
+    return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]), checksum
 
 
-def read_cache(cache_path, checksum):
-    """Return the records in a cache, or None if there is none, if it was made from another tar or by another
-    version of this module, or if it is damaged or cut."""
-    with suppress(OSError):
-        header, _, records = cache_path.read_bytes().partition(b"\n")
-        if header == cache_header(checksum, records):
-            return records
+def read_cache(cache_path, source):
+    """Return the images and labels in a cache, a dict of arrays. Return None if there is none, if it was made
+    from another tar or by another version of this module, or if it is damaged, as its checksums tell."""
+    with suppress(Exception), np.load(cache_path) as cache:  # numpy and zipfile raise many kinds
+        if cache["source"] == source:
+            return {"images": cache["images"], "labels": cache["labels"]}
     return None
 
 
-def write_cache(cache_path, checksum, records):
-    """Write records to a cache, whole or not at all. If it can't be written, the next run decodes the tar."""
+def write_cache(cache_path, **arrays):
+    """Write arrays to a cache, whole or not at all. If it can't be written, the next run decodes the tar."""
     # In a folder of its own, since another process may write the same file at this moment.
     with suppress(OSError), tempfile.TemporaryDirectory(prefix="cache-", dir=cache_path.parent) as folder:
         unfinished = Path(folder) / cache_path.name
-        unfinished.write_bytes(cache_header(checksum, records) + b"\n" + records)
+        with open(unfinished, "wb") as file:
+            np.savez(file, **arrays)
         os.replace(unfinished, cache_path)
 
 
-def cache_header(checksum, records):
-    """Return the first line of a cache: checksums of the tar, of this module, whose next version may decode
-    differently, and of the records."""
-    return f"{checksum} {CODE_CHECKSUM} {zlib.crc32(records):08x}".encode()
-
-
 def read_tar(tar_path, content):
-    """Return a record for each image in the content of a tar, ordered by number: its 784 pixels and its
-    label, a byte each. Raises UserError, as `MNIST` does."""
-    records = {}  # by number
+    """Return the images and labels in the content of a tar, a dict of arrays. Raises UserError, as `MNIST`
+    does."""
+    pixels = {}  # bytes, by number
+    labels = {}
     where = tar_path  # what an error is about
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
@@ -276,18 +268,24 @@ def read_tar(tar_path, content):
                 if member.isdir() or is_added_by_system(member.name):
                     continue
                 number, label = parse_name(member)
-                if number in records:
+                if number in pixels:
                     raise ValueError(f"another image has the number {number}")
                 with tar.extractfile(member) as file:
-                    records[number] = decode(file.read()) + bytes([label])
+                    pixels[number] = decode(file.read())
+                labels[number] = label
             where = tar_path
             check_end(tar)
-        if not records:
+        if not pixels:
             raise ValueError("it holds no image")
     except Exception as error:  # tarfile, Pillow and the decompressors raise many kinds
         reason = str(error).partition("\n")[0].rstrip(":")
         raise UserError(f"{where} can't be used: {reason}") from error
-    return b"".join(records[number] for number in sorted(records))
+    order = sorted(pixels)
+    images = bytearray().join(pixels[number] for number in order)
+    return {
+        "images": np.frombuffer(images, dtype=np.uint8).reshape(-1, 28, 28),
+        "labels": np.array([labels[number] for number in order], dtype=np.int64),
+    }
 
 
 def is_added_by_system(name):
