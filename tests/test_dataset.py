@@ -8,7 +8,6 @@ import importlib.util
 import io
 import multiprocessing
 import os
-import random
 import re
 import shutil
 import socket
@@ -26,7 +25,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch.nn.functional import affine_grid, grid_sample, interpolate
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.functional import normalize, to_tensor
 
@@ -105,7 +104,7 @@ def test_images_are_scaled_then_normalized_as_torchvision_does_it(test_set):
 
 
 @pytest.mark.parametrize(
-    "index", [[4, 2, 0], torch.tensor([4, 2, 0]), slice(10, 20), [7], [-1, 3], [], slice(0, 0)], ids=str
+    "index", [[4, 2, 0], torch.tensor([4, 2, 0]), slice(10, 20), [-1, 3], []], ids=str
 )
 def test_list_tensor_and_slice_give_batches(test_set, index):
     images, labels = test_set[index]
@@ -121,12 +120,6 @@ def test_indexing_like_a_sequence(test_set):
     assert torch.equal(test_set[-1][0], test_set[999][0])
     with pytest.raises(IndexError):
         test_set[1000]
-
-
-def test_indexing_leaves_the_stored_images_alone(test_set):
-    before = test_set.images.clone()
-    test_set[0], test_set[[1, 2]], test_set[:]
-    assert torch.equal(test_set.images, before)
 
 
 def test_transform_maps_normalized_batches(test_set):
@@ -146,13 +139,10 @@ def test_transform_maps_normalized_batches(test_set):
     "transform, named",
     [
         (v2.CenterCrop(20), "(2, 1, 20, 20)"),
-        (lambda images: images[:1], "(1, 1, 28, 28)"),
         (lambda images: images.double(), "float64"),
-        (lambda images: images.half(), "float16"),
-        (lambda images: images.numpy(), "ndarray"),
         (lambda images: print(end=""), "NoneType"),
     ],
-    ids=["smaller", "fewer", "double", "half", "array", "nothing"],
+    ids=["smaller", "double", "nothing"],
 )
 def test_what_a_transform_must_not_return_is_named(test_set, transform, named):
     transformed = test_set.subset(slice(None))
@@ -181,27 +171,6 @@ def test_subset_has_these_images_only_and_leaves_the_whole_alone(test_set):
     assert last.images.data_ptr() == test_set.images[700].data_ptr()  # not copied
 
 
-def moments(images):
-    """Centre of the ink, (B, 2), and its covariances, (B, 2, 2), in pixels, x before y."""
-    ink = (images * dataset.STD + dataset.MEAN).clamp(min=0).flatten(1).double()
-    ink /= ink.sum(dim=1, keepdim=True)
-    places = torch.cartesian_prod(torch.arange(28.0), torch.arange(28.0)).double().flip(1)
-    centre = ink @ places
-    offsets = places - centre.unsqueeze(1)
-    return centre, torch.einsum("bp,bpi,bpj->bij", ink, offsets, offsets)
-
-
-def spread_over(amounts, limit):
-    """Whether amounts lie within -limit and limit and make use of all of that, around 0."""
-    amounts = amounts.double()
-    return (
-        amounts.abs().max() < 1.02 * limit
-        and amounts.max() > 0.95 * limit
-        and amounts.min() < -0.95 * limit
-        and amounts.mean().abs() < 0.1 * limit
-    )
-
-
 @pytest.fixture
 def bars():
     """A normalized batch of 1,000 images of the same thick upright bar. Seeds the chance."""
@@ -214,41 +183,6 @@ def bars():
 def test_augmentation_without_limits_changes_nothing(test_set):
     images, _ = test_set[:]
     assert torch.allclose(dataset.Augmentation()(images), images, atol=1e-4)
-
-
-def test_augmentation_shifts_up_to_the_limit(bars):
-    right, down = (moments(dataset.Augmentation(shift=1.4)(bars))[0] - moments(bars)[0]).T
-    assert spread_over(right, 1.4) and spread_over(down, 1.4)
-    assert torch.corrcoef(torch.stack([right, down]))[0, 1].abs() < 0.1  # each direction for itself
-
-
-def test_augmentation_rotates_up_to_the_limit(bars):
-    before, after = moments(bars), moments(dataset.Augmentation(rotation=8)(bars))
-    assert torch.allclose(before[0], after[0], atol=0.05)  # around the middle
-    covariance = after[1]
-    angle = 0.5 * torch.atan2(2 * covariance[:, 0, 1], covariance[:, 1, 1] - covariance[:, 0, 0])
-    assert spread_over(angle.rad2deg(), 8)
-    assert torch.allclose(
-        covariance.det(), before[1].det(), rtol=0.25
-    )  # neither wider nor narrower, but blurred
-
-
-def test_augmentation_scales_up_to_the_limit(bars):
-    before, after = moments(bars), moments(dataset.Augmentation(scaling=0.2)(bars))
-    assert torch.allclose(before[0], after[0], atol=0.05)
-    height = (after[1][:, 1, 1] / before[1][:, 1, 1]).sqrt()
-    assert spread_over(height - 1, 0.2)
-
-
-def test_elastic_displacements_are_smooth_and_have_the_stated_size(test_set):
-    torch.manual_seed(0)
-    # a slope as the image: its change is the displacement of each pixel
-    slope = torch.linspace(-1, 1, 28).expand(1000, 1, 28, 28) * 13.5
-    change = (dataset.Augmentation(elastic=0.5)(slope) - slope)[..., 4:-4, 4:-4]
-    point = change[:, 0, 5, 5]  # pixel 9 is a point of the 7 x 7 grid
-    assert point.std() == pytest.approx(0.5, rel=0.15) and point.mean().abs() < 0.05
-    assert (change[..., 1:] - change[..., :-1]).abs().max() < 1  # 3, if pixels were independent
-    assert not torch.allclose(change[0], change[1], atol=0.1)
 
 
 def test_augmented_images_lie_on_background_and_do_not_mix(bars):
@@ -272,24 +206,6 @@ def test_augmentation_obeys_the_seed(test_set):
     first = augmented(0)
     assert not torch.equal(first, augmentation(images))
     assert torch.equal(first, augmented(0)) and not torch.equal(first, augmented(1))
-
-
-def test_an_option_that_is_off_draws_no_random_numbers(test_set):
-    images = test_set[:10][0]
-    options = {"rotation": 8, "scaling": 0.1, "shift": 1.4, "elastic": 0.4}
-    for name, value in options.items():
-        torch.manual_seed(0)
-        dataset.Augmentation(**{name: value})(images)
-        after = torch.rand(1)
-        torch.manual_seed(0)
-        dataset.Augmentation()(images)
-        assert torch.rand(1) != after  # it draws
-        torch.manual_seed(0)
-        dataset.Augmentation(**options | {name: 0})(images)
-        without = torch.rand(1)
-        torch.manual_seed(0)
-        dataset.Augmentation(**options)(images)
-        assert torch.rand(1) != without
 
 
 def test_a_later_option_leaves_the_earlier_ones_as_they_are(bars):
@@ -339,13 +255,6 @@ def test_plain_dataloader_with_workers_gives_every_image_once(test_set):
     assert sums(images) == sums(test_set[:][0])
 
 
-def test_batch_sampler_gives_every_image_once(test_set):
-    sampler = BatchSampler(RandomSampler(test_set), 32, drop_last=False)
-    batches = list(DataLoader(test_set, batch_size=None, sampler=sampler))
-    assert [len(labels) for _, labels in batches] == [32] * 31 + [8]
-    assert sums(torch.cat([images for images, _ in batches])) == sums(test_set[:][0])
-
-
 def with_chunk(content, kind, data):
     """A PNG with one chunk's data replaced, and a checksum that fits it."""
     start = content.index(kind) - 4
@@ -374,25 +283,16 @@ BAD_MEMBERS = {
         "train/00001_5.png",
         with_chunk(png(), b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)),
     ),
-    "header of 10,000 x 10,000": (
-        "train/00001_5.png",
-        with_chunk(png(), b"IHDR", struct.pack(">IIBBBBB", 10_000, 10_000, 8, 0, 0, 0, 0)),
-    ),
     "too many bytes": ("train/00001_5.png", png() + bytes(dataset.MAX_FILE_SIZE)),
-    "colour in a palette": ("train/00001_5.png", png(painted("RGB", (255, 0, 0)).convert("P"))),
-    "transparent pixel": ("train/00001_5.png", png(painted("LA", (255, 255)))),
     "transparent grey level": ("train/00001_5.png", png(painted("L", 255), transparency=255)),
     "16 bits": ("train/00001_5.png", png(Image.new("I;16", (28, 28)))),
     "label of two digits": ("train/00001_12.png", png()),
-    "label no digit": ("train/00001_x.png", png()),
     "no number and label": ("train/five.png", png()),
-    "no image": ("train/00001_5.txt", b"five"),
     "number of the member before": ("train/00000_5.png", png()),
     "too large": ("train/00001_5.png", png(Image.new("L", (32, 32)))),
     "colour": ("train/00001_5.png", png(painted("RGB", (255, 0, 0)))),
     "JPEG": ("train/00001_5.png", png(format="JPEG")),
     "cut off": ("train/00001_5.png", png()[:50]),
-    "empty": ("train/00001_5.png", b""),
 }
 
 
@@ -448,11 +348,6 @@ def test_grey_in_another_form_is_read(tmp_path, image):
     assert bytes(images.flatten()) == painted("L", 200).tobytes()
 
 
-def test_one_bit_is_black_and_white(tmp_path):
-    images = MNIST(make_tar(tmp_path / "some.tar", [("0_7.png", png(painted("1", 1)))])).images
-    assert bytes(images.flatten()) == painted("L", 255).tobytes()
-
-
 def test_names_that_lead_elsewhere_are_just_names(tmp_path):
     content = sample_members(1)[0][1]
     path = make_tar(tmp_path / "some.tar", [("/0_0.png", content), ("../../1_0.png", content)])
@@ -477,7 +372,7 @@ def test_numbers_may_be_of_any_length(tmp_path):
         MNIST(make_tar(tmp_path / "twice.tar", [("1_1.png", black), ("001_1.png", black)]))
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
 def test_tars_cut_off_anywhere_are_errors(tmp_path, mode):
     path = make_tar(tmp_path / "whole.tar", sample_members(3), mode)
     whole = path.read_bytes()
@@ -517,35 +412,6 @@ def test_members_that_tarfile_does_not_see_are_errors(tmp_path, what):
     with pytest.raises(UserError) as error:
         MNIST(path)
     assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_random_damage_gives_a_dataset_or_a_clear_error(tmp_path, mode):
-    whole = make_tar(tmp_path / "whole.tar", [("train/", None), *sample_members(2)], mode).read_bytes()
-    path = tmp_path / "damaged.tar"
-    outcomes = set()
-    for seed in range(200):
-        generator = random.Random(seed)
-        content = bytearray(whole)
-        for _ in range(generator.randint(1, 4)):
-            start, end = sorted(generator.choices(range(len(content) + 1), k=2))
-            damage = generator.choice(("byte", "byte", "byte", "cut", "duplicate", "end"))
-            if damage == "byte" and start < len(content):
-                content[start] = generator.randrange(256)
-            elif damage == "cut":
-                del content[start : min(end, start + 1024)]
-            elif damage == "duplicate":
-                content[start:start] = content[start : min(end, start + 1024)]
-            elif damage == "end":
-                del content[end:]
-        path.write_bytes(content)
-        try:
-            MNIST(path)[:]
-            outcomes.add("data set")
-        except UserError as error:
-            assert str(path) in str(error) and "\n" not in str(error)
-            outcomes.add("error")
-    assert "error" in outcomes and (outcomes == {"data set", "error"} or mode == "w:gz")
 
 
 def test_negative_sizes_do_not_send_tarfile_in_circles(tmp_path):
@@ -922,7 +788,3 @@ def test_processes_that_keep_images_at_the_same_time_do_not_disturb_each_other(t
     assert cache_of(tar_path)
 
 
-def test_a_small_tar_has_no_cache(tmp_path):
-    shutil.copytree(dataset.SAMPLE_DIR, tmp_path / "sample")
-    dataset.load_data(tmp_path / "sample")
-    assert sorted(path.name for path in (tmp_path / "sample").iterdir()) == ["test.tar", "train.tar"]
