@@ -216,12 +216,6 @@ def run_training(experiment, images, seed, folder, quiet=False):
     set_seed(seed)
     train_loader, model, optimizer, scheduler = build(experiment, images.train_set)
     test_loader = dataset.batches(images.test_set, 1000)  # without gradients, larger batches are faster
-    learning_rates = []
-
-    def note_learning_rate(optimizer, args, kwargs):  # called before each step
-        learning_rates.append(float(optimizer.param_groups[0]["lr"]))
-
-    optimizer.register_step_pre_hook(note_learning_rate)
     for epoch in range(1, experiment.epochs + 1):
         start = time.perf_counter()
         train_loss, train_accuracy = train(model, train_loader, device, experiment.loss, optimizer, scheduler)
@@ -243,8 +237,7 @@ def run_training(experiment, images, seed, folder, quiet=False):
         if not quiet:
             line = PROGRESS.format(name=experiment.name, seed=seed, epochs=experiment.epochs, **results)
             print(f"{line}\n", end="", flush=True)  # one write, so that lines of several processes stay whole
-    record = {"learning_rates": np.array(learning_rates, dtype=np.float32)}
-    record |= answers(model, images, device)
+    record = answers(model, images, device)
     record |= layer_outputs(model, images, device)
     record |= samples(experiment, images.train_set)
     with whole_file(f"{path}.npz") as file:

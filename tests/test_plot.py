@@ -16,93 +16,40 @@ import torch
 from matplotlib.colors import to_hex
 
 import dataset
+import main
 import plot
-from model import CustomMLP, LeNet5, RegularizedLeNet5
+from helpers import rows as csv_rows
+from main import Experiment
+from model import CustomMLP, LeNet5
 
 COLUMNS = ("epoch", *plot.MEASURES, "seconds", "learning_rate")
 EPOCHS = 3
-MODELS = {"LeNet5": LeNet5, "CustomMLP": CustomMLP, "RegularizedLeNet5": RegularizedLeNet5}
 CODE = {
     "main.py": "EPOCHS = 3\n\nEXPERIMENTS = [\n    Experiment(\n        LeNet5,\n        0.02,\n    ),\n]\n",
     "model.py": "class A:\n    activation = nn.ReLU()\n",
 }
 
 
-def train(model, images, labels, optimizer=None):
-    """Return the average loss and the accuracy; with an optimizer, for one epoch of training."""
-    losses = []
-    correct = 0
-    for batch, targets in zip(images.split(50), labels.split(50)):
-        logits = model(dataset.normalize(batch))
-        loss = torch.nn.functional.cross_entropy(logits, targets)
-        if optimizer is not None:
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        losses.append(loss.item())
-        correct += (logits.argmax(dim=1) == targets).sum().item()
-    return statistics.mean(losses), correct / len(labels)
-
-
-def train_one(name, seed, train_set, test_set):
-    """Return the rows of the CSV and the record that a training leaves."""
-    torch.manual_seed(seed)
-    model = MODELS[name]()
-    optimizer = torch.optim.Adam(model.parameters(), 0.003)
-    rows = []
-    test_set = test_set.subset(slice(300))
-    for epoch in range(1, EPOCHS + 1):
-        model.train()
-        train_figures = train(model, train_set.images[:500], train_set.labels[:500], optimizer)
-        model.eval()
-        with torch.no_grad():
-            test_figures = train(model, test_set.images, test_set.labels)
-        rows.append((epoch, *train_figures, *test_figures, 1.5, 0.003 / epoch))
-    return rows, record_of(model, train_set, test_set)
-
-
-@torch.no_grad()
-def record_of(model, train_set, test_set, transform=None):
-    """Return what a finished training writes into its npz file."""
-    images, labels = test_set.images, test_set.labels
-    logits = model.eval()(dataset.normalize(images))
-    record = {
-        "logits": logits.numpy(),
-        "labels": labels.numpy(),
-        "mistakes": images[logits.argmax(dim=1) != labels].numpy(),
-        "learning_rates": np.sin(np.linspace(0, 3, 20 * EPOCHS)).astype(np.float32),
-        "originals": train_set.images[:8].numpy(),
-        "input": images[0].numpy(),
-        "input_logits": logits[0].numpy(),
-    }
-    layers = []
-    hooks = []
-    for name, layer in model.named_modules():
-        if not list(layer.children()):
-            hooks.append(layer.register_forward_hook(lambda *call, name=name: layers.append((name, *call))))
-    model(dataset.normalize(images[:1]))
-    for hook in hooks:
-        hook.remove()
-    seen = set()
-    record["layer_parameters"] = []
-    for index, (name, layer, _, output) in enumerate(layers):
-        parameters = sum(parameter.numel() for parameter in layer.parameters())
-        record["layer_parameters"].append(0 if layer in seen else parameters)
-        record[f"output_{index}"] = output[0].numpy()
-        seen.add(layer)
-    record["layer_names"] = [name for name, *_ in layers]
-    record["layer_kinds"] = [type(layer).__name__ for _, layer, *_ in layers]
-    if isinstance(layers[0][1], torch.nn.Conv2d):
-        record["filters"] = layers[0][1].weight[:, 0].numpy()
-    return record
+def train(name, model, seed, folder, train_set, test_set):
+    """Return the rows of the CSV and the record that a training on few images leaves."""
+    experiment = Experiment(name, model, 0.003, optimizer=torch.optim.Adam, epochs=EPOCHS)
+    images = main.Images(train_set.subset(slice(500)), test_set.subset(slice(300)), {})
+    main.run_training(experiment, images, seed, folder, quiet=True)
+    path = folder / f"{name}-seed{seed}"
+    rows = [[float(value) for value in row.values()] for row in csv_rows(f"{path}.csv")]
+    with np.load(f"{path}.npz") as record:
+        return rows, dict(record)
 
 
 @pytest.fixture(scope="module")
-def trained(train_set, test_set):
+def trained(tmp_path_factory, train_set, test_set):
     """{experiment: {seed: (rows of the CSV, record)}}"""
+    folder = tmp_path_factory.mktemp("trained")
     trainings = {}
-    for name in ("LeNet5", "CustomMLP"):
-        trainings[name] = {seed: train_one(name, seed, train_set, test_set) for seed in (0, 1)}
+    for model in (LeNet5, CustomMLP):
+        name = model.__name__
+        seeds = {seed: train(name, model, seed, folder, train_set, test_set) for seed in (0, 1)}
+        trainings[name] = seeds
     return trainings
 
 
@@ -214,19 +161,9 @@ def test_half_a_line_at_the_end_is_left_out(folder):
 HEADER = ",".join(COLUMNS)
 DAMAGED = {
     "no JSON": ("settings.json", b"{"),
-    "a list": ("settings.json", b"[]"),
-    "of another program": ("settings.json", b'{"EXPERIMENTS": {}}'),
-    "data is a number": ("settings.json", json.dumps({"data": 5}).encode()),
-    "an experiment is null": (
-        "settings.json",
-        b'{"date": "", "data": {"description": "", "kind": "test", "checksum": ""}, "versions": {}, "seeds": [0],'
-        b' "baseline": "A", "experiments": {"A": null}}',
-    ),
     "a column is missing": ("LeNet5-seed0.csv", b"epoch,train_loss,train_accuracy\n1,0.5,0.9\n"),
     "a word": ("LeNet5-seed0.csv", f"{HEADER}\n1,high,0.5,1,0.5,1,1\n".encode()),
-    "too few numbers": ("LeNet5-seed0.csv", f"{HEADER}\n1,1,0.5\n2,1,0.5\n".encode()),
     "no text": ("LeNet5-seed0.csv", b"\xff\xfe\x00\n\n"),
-    "empty archive": ("LeNet5-seed0.npz", b""),
     "no archive": ("LeNet5-seed0.npz", b"no archive"),
 }
 
@@ -274,11 +211,6 @@ def test_no_gain_is_given_unless_both_have_finished(folder, trained):
         (folder / "kept").rename(folder / f"{name}-seed1.npz")
 
 
-def test_a_baseline_that_is_no_row_is_named(tmp_path, trained):
-    lines = plot.summary(shown(make_run(tmp_path / "1", trained, baseline="Le Net")))
-    assert any("gain" in line and "Le Net" in line for line in lines[1:] if not line.startswith("|"))
-
-
 def test_tables_and_pictures_say_test_or_validation(tmp_path, trained):
     for kind, other in (("test", "validation"), ("validation", "test")):
         data = {"description": "images", "kind": kind, "checksum": "abc"}
@@ -301,19 +233,13 @@ def test_summary_names_what_has_not_finished(tmp_path, trained):
     assert re.findall("Not finished: (.*)", text) == ["LeNet5, seed 1: 2 of 3 epochs"]
 
 
-def test_a_model_that_guesses_is_named(tmp_path, trained, train_set, test_set):
-    constant = LeNet5()
-    torch.nn.init.zeros_(constant.fc3.weight)
-    record = record_of(constant, train_set, test_set)
+def test_a_model_that_guesses_is_named(tmp_path, trained):
     flat = [(epoch, 2.3, 0.11, 2.3, 0.11, 1, 0.01) for epoch in (1, 2, 3)]
     large_loss = [(epoch, 300, 0.9, 3.1, 0.9, 1, 0.01) for epoch in (1, 2, 3)]  # but it has learned
-    trainings = {
-        "guesses": {0: (flat, trained["LeNet5"][0][1])},
-        "constant": {0: (large_loss, record)},
-        "learned": {0: (large_loss, trained["LeNet5"][0][1])},
-    }
+    record = trained["LeNet5"][0][1]
+    trainings = {"guesses": {0: (flat, record)}, "learned": {0: (large_loss, record)}}
     text = "\n".join(plot.summary(shown(make_run(tmp_path / "1", trainings))))
-    assert re.findall("Warning: (.*), seed 0", text) == ["guesses", "constant"]
+    assert re.findall("Warning: (.*), seed 0", text) == ["guesses"]
 
 
 def test_summary_md_holds_row_layers_and_epochs(tmp_path, trained):
@@ -358,9 +284,7 @@ def test_a_long_edit_is_cut_and_its_length_said(folder, tmp_path, trained):
     [
         "# -*- coding: gbk -*-\nname = '卷积'\n".encode("gbk"),
         b"\xef\xbb\xbfname = 1\n",
-        "# coding: latin-1\nname = 'é'\n".encode("latin-1"),
         b"name = '\xff'\n",  # Python can't read it either
-        b"# coding: nothing\nname = 1\n",
     ],
 )
 def test_code_is_read_as_python_reads_it(folder, tmp_path, trained, source):
@@ -451,7 +375,6 @@ def test_two_runs_given_by_number_are_compared(tmp_path, monkeypatch, capsys, tr
     (picture,) = tmp_path.glob("*.png")
     assert picture.stat().st_size > 10_000 and str(picture) in out
     assert plot.main(["3", "4"]) == 2  # there is no run 4
-    assert plot.main(["3", "5", "3"]) == 2
 
 
 def test_other_seeds_and_data_are_compared_only_if_asked_for_and_without_an_error(tmp_path, capsys, trained):
@@ -473,7 +396,7 @@ def test_other_seeds_and_data_are_compared_only_if_asked_for_and_without_an_erro
 # Curves
 
 
-def test_an_experiment_has_its_four_curves_and_the_rate_of_every_step(tmp_path, trained):
+def test_an_experiment_has_its_four_curves_and_its_learning_rate(tmp_path, trained):
     folder = make_run(tmp_path / "1", only(trained))
     loss, accuracy, rate = shown(folder, "LeNet5").axes
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
@@ -482,10 +405,6 @@ def test_an_experiment_has_its_four_curves_and_the_rate_of_every_step(tmp_path, 
             assert line.get_ydata() == pytest.approx(100 - 100 * values if quantity == "accuracy" else values)
         assert not axes.collections  # no band for a single seed
     (line,) = rate.lines
-    assert np.array_equal(line.get_ydata(), trained["LeNet5"][0][1]["learning_rates"])
-    assert line.get_xdata()[0] == 0 and line.get_xdata()[-1] == EPOCHS
-    (folder / "LeNet5-seed0.npz").unlink()  # not finished: the rate at the end of each epoch
-    (line,) = shown(folder, "LeNet5").axes[2].lines
     assert np.array_equal(line.get_ydata(), column(trained["LeNet5"][0], "learning_rate"))
 
 
@@ -536,7 +455,7 @@ def test_guessing_is_marked_where_curves_come_near_it(tmp_path):
     assert [len(axes.lines) for axes in shown(good, "A").axes[:2]] == [2, 2]
 
 
-@pytest.mark.parametrize("experiments", [2, 4, 6, 40])
+@pytest.mark.parametrize("experiments", [2, 6, 40])
 def test_one_legend_names_every_line_states_its_end_and_hides_nothing(tmp_path, experiments):
     names = [f"_{chr(65 + index % 26)}{chr(65 + index // 26)}" for index in range(experiments)]
     figure = shown(write_curves(tmp_path / "1", dict.fromkeys(names, [(1, 0.5), (0.3, 0.98)])), "comparison")
@@ -557,7 +476,7 @@ def test_more_than_four_experiments_get_shades_in_the_order_of_the_table():
     assert [look["color"] for look in plot.line_styles(names[:4]).values()] == list(plot.COLORS)
 
 
-@pytest.mark.parametrize("epochs", [1, 3, 10, 30, 200])
+@pytest.mark.parametrize("epochs", [1, 10, 200])
 def test_epochs_have_round_ticks_and_axes_are_named(tmp_path, epochs):
     folder = write_curves(tmp_path / "1", {"A": [(1 / epoch, 0.5) for epoch in range(1, epochs + 1)]})
     for name, panel in (("comparison", 2), ("A", 1)):
@@ -584,7 +503,7 @@ def test_curves_near_to_each_other_get_ticks_of_their_own(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("loss, accuracy", [(1e-9, 1), (1e-9, 0.9999), (2.3, 0.1135), (1e9, 0)])
+@pytest.mark.parametrize("loss, accuracy", [(1e-9, 1), (1e9, 0)])
 def test_every_value_can_be_drawn(tmp_path, loss, accuracy):
     curves = {"A": [(loss, accuracy)], "B": [(1, 0.5), (loss, accuracy)]}
     folder = write_curves(tmp_path / "1", curves)
@@ -595,7 +514,7 @@ def test_every_value_can_be_drawn(tmp_path, loss, accuracy):
 # Images
 
 
-@pytest.mark.parametrize("count", [30, 24, 7, 1, 0])
+@pytest.mark.parametrize("count", [30, 7, 0])
 def test_mistakes_show_the_most_confident_first_each_above_its_label_and_answer(tmp_path, trained, count):
     labels = np.arange(100) % 10
     answers = np.where(np.arange(100) < count, (labels + 1) % 10, labels)
@@ -657,7 +576,7 @@ def test_layers_show_maps_strips_and_probabilities(folder, trained):
     record = trained["LeNet5"][0][1]
     conv1 = lenet.images[2].get_array().compressed()
     assert np.allclose(np.sort(conv1), np.sort(record["output_0"].ravel()))
-    index = record["layer_names"].index("fc1")
+    index = list(record["layer_names"]).index("fc1")
     assert np.allclose(lenet.images[4].get_array(), record[f"output_{index}"])
     heights = np.array([bar.get_height() for bar in lenet.patches])
     powers = np.exp(record["input_logits"])
@@ -681,9 +600,9 @@ class Deep(torch.nn.Module):
         return self.last(x.flatten(1))
 
 
-def test_a_deep_model_makes_no_picture_without_bound(tmp_path, trained, train_set, test_set):
-    rows, _ = trained["LeNet5"][0]
-    folder = make_run(tmp_path / "1", {"Deep": {0: (rows, record_of(Deep(), train_set, test_set))}})
+def test_a_deep_model_makes_no_picture_without_bound(tmp_path, train_set, test_set):
+    training = train("Deep", Deep, 0, tmp_path, train_set, test_set)
+    folder = make_run(tmp_path / "1", {"Deep": {0: training}})
     figure = shown(folder, "layers")
     steps = steps_of(figure.axes[0])
     assert steps[1:4] == ["first", "first", "middle.0"] and len(steps) == 1 + plot.MOST_LAYERS + 1
@@ -741,8 +660,8 @@ def test_digits_show_picture_prepared_image_and_answers(tmp_path, trained):
     assert (tmp_path / "digits.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("count", [30, 120])
-def test_many_digits_stay_readable(tmp_path, trained, count):
+def test_many_digits_stay_readable(tmp_path, trained):
+    count = 120
     names = [f"{index}.png" for index in range(count)]
     folder = make_run(tmp_path / "1", {"LeNet5": {0: with_digits(trained["LeNet5"][0], names)}})
     figure = plot.plot_my_digits(shown(folder))
@@ -845,11 +764,11 @@ def test_any_standard_output_will_do(tmp_path, monkeypatch):
 
 
 def test_usage_and_missing_runs(tmp_path, monkeypatch, capsys):
-    for option in ("-h", "--help"):
-        assert plot.main([option]) == 0
-        assert "plot.py 3 5" in capsys.readouterr().out
-    assert plot.main(["--fast"]) == 2
-    assert "plot.py 3 5" in capsys.readouterr().err
+    for arguments, code in ((["--help"], 0), (["--fast"], 2), (["3", "5", "3"], 2)):
+        with pytest.raises(SystemExit) as end:
+            plot.main(arguments)
+        assert end.value.code == code
+    assert "plot.py 3 5" in capsys.readouterr().out
     monkeypatch.setattr(plot, "RESULTS", tmp_path)
     for arguments in ([], ["7"], ["nowhere"], [str(tmp_path)]):
         assert plot.main(arguments) == 2
