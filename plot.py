@@ -73,10 +73,12 @@ def read_run(folder):
     folder = Path(folder).resolve()
     with error_names(folder / "settings.json") as path:
         settings = json.loads(path.read_text(encoding="utf-8"))
+        names = settings["experiments"]
+        seeds = settings["seeds"]
     stats = {}
     records = {}
-    for name in settings["experiments"]:
-        for seed in settings["seeds"]:
+    for name in names:
+        for seed in seeds:
             with error_names(folder / f"{name}-seed{seed}.csv") as path:
                 columns = read_csv(path) if path.exists() else {}
             if not columns:

@@ -161,6 +161,7 @@ def test_half_a_line_at_the_end_is_left_out(folder):
 HEADER = ",".join(COLUMNS)
 DAMAGED = {
     "no JSON": ("settings.json", b"{"),
+    "of another program": ("settings.json", b'{"EXPERIMENTS": {}}'),
     "a column is missing": ("LeNet5-seed0.csv", b"epoch,train_loss,train_accuracy\n1,0.5,0.9\n"),
     "a word": ("LeNet5-seed0.csv", f"{HEADER}\n1,high,0.5,1,0.5,1,1\n".encode()),
     "no text": ("LeNet5-seed0.csv", b"\xff\xfe\x00\n\n"),
