@@ -9,15 +9,14 @@ import argparse
 import difflib
 import json
 import math
-import os
 import re
 import sys
 import textwrap
-import tokenize
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +25,26 @@ RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
 MEASURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # columns of a CSV
 
+# So that no table and no picture grows without bound:
+MOST_LINES = 20  # of an edit of one file
+MOST_MISTAKES = 24  # of an experiment
+MOST_MAPS = 64  # of a layer
+MOST_LAYERS = 20  # of a model
+MOST_DIGITS = 500  # of your own
+
 
 # The files of a run ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a run hold. Losses are averages per image, accuracies fractions. The edit is added
-    by who knows the run before."""
+    """What the files of a run hold. Losses are averages per image, accuracies fractions."""
 
     folder: Path
     settings: dict  # settings.json
     stats: dict  # {experiment: {seed: {column: an array with a number per epoch}}}
     records: dict  # {experiment: {seed: {name: array}}}, of trainings that have finished
     code: dict  # {file name: its lines}
-    edit: "Edit | None" = None  # what has changed since the run before
 
     @property
     def data(self):
@@ -86,8 +90,12 @@ def read_run(folder):
             stats.setdefault(name, {})[seed] = columns
             with error_names(folder / f"{name}-seed{seed}.npz") as path:
                 if path.exists():
-                    records.setdefault(name, {})[seed] = read_record(path)
-    code = {path.name: read_code(path) for path in folder.glob("code/*.py")}
+                    with np.load(path) as arrays:
+                        records.setdefault(name, {})[seed] = dict(arrays)
+    code = {}
+    for path in folder.glob("code/*.py"):
+        text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
+        code[path.name] = text.splitlines()
     return Run(folder, settings, stats, records, code)
 
 
@@ -117,21 +125,6 @@ def read_csv(path):
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")
     return columns
-
-
-def read_record(path):
-    """Return {name: array}, what a training has left at its end, with the predictions, (N,), added."""
-    with np.load(path) as arrays:
-        return {**arrays, "predictions": arrays["logits"].argmax(axis=1)}
-
-
-def read_code(path):
-    """Return the lines of a module."""
-    try:
-        with tokenize.open(path) as file:  # decodes it as Python does
-            return file.read().splitlines()
-    except (SyntaxError, UnicodeError):  # Python can't decode it, either, but what has changed still shows
-        return path.read_text(encoding="latin-1").splitlines()
 
 
 def is_finished(run, name):
@@ -188,7 +181,7 @@ def difference(before, after, column):
     old, form = values_of(before, column)
     new, _ = values_of(after, column)
     text = f"{new.mean() - old.mean():+{form}}"
-    if before.keys() == after.keys() and len(new) > 1:
+    if list(before) == list(after) and len(new) > 1:
         text += f" ± {(new - old).std(ddof=1) / math.sqrt(len(new)):{form}}"
     return text
 
@@ -272,14 +265,12 @@ def shape_text(array):
 # What did my edit do? -------------------------------------------------------------------------------
 
 
-MOST_LINES = 20  # of an edit of one file
-
-
 @dataclass(frozen=True)
 class Edit:
     """What differs between two runs."""
 
     before: Run
+    after: Run
     changes: list  # lines of the code that differ, and data, seeds and versions
     experiments: list  # names of those whose losses or accuracies differ, or that are new
     unfinished: list  # names of those that have not finished in both runs, and are not compared
@@ -295,8 +286,9 @@ def find_edit(before, after):
     if old["seeds"] != new["seeds"]:
         changes.append(f"seeds: {old['seeds']} -> {new['seeds']}")
     for name, version in new["versions"].items():
-        if version != old["versions"].get(name):
-            changes.append(f"{name}: {old['versions'].get(name)} -> {version}")
+        old_version = old["versions"].get(name)
+        if version != old_version:
+            changes.append(f"{name}: {old_version} -> {version}")
     experiments = []
     unfinished = []
     for name in new["experiments"]:
@@ -305,7 +297,7 @@ def find_edit(before, after):
             unfinished.append(name)
         elif is_new or not same_results(before.stats[name], after.stats[name]):
             experiments.append(name)
-    return Edit(before, changes, experiments, unfinished)
+    return Edit(before, after, changes, experiments, unfinished)
 
 
 def code_changes(before, after):
@@ -359,20 +351,16 @@ def run_before(run):
     for folder in folders[folders.index(run.folder) + 1 :]:
         try:
             before = read_run(folder)
+            has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
+            if has_finished and same_data(before, run):
+                return before
         except (OSError, ValueError) as error:
             print(f"warning: {error}", file=sys.stderr)
-            continue
-        has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
-        if has_finished and same_data(before, run):
-            return before
     return None
 
 
-def edit_lines(run):
-    """Return what has changed since the run before and what it did, as lines, or [] if there is none."""
-    edit = run.edit
-    if edit is None:
-        return []
+def edit_lines(edit):
+    """Return what has changed since the run before and what it did, as lines."""
     number = edit.before.folder.name
     lines = [""]
     if edit.changes:
@@ -386,9 +374,10 @@ def edit_lines(run):
     else:
         lines.append(f"Nothing has changed since run {number}")
     if edit.experiments:
-        lines += ["", *edit_table(run)]
-    elif edit.before.settings["seeds"] != run.settings["seeds"] and not edit.unfinished:
-        lines += ["", f"Not compared, since the seeds differ: python plot.py {number} {run.folder.name}"]
+        lines += ["", *edit_table(edit)]
+    elif edit.before.settings["seeds"] != edit.after.settings["seeds"] and not edit.unfinished:
+        command = f"python plot.py {number} {edit.after.folder.name}"
+        lines += ["", f"Not compared, since the seeds differ: {command}"]
     elif edit.changes and not edit.unfinished:
         lines += ["", "This changed no loss and no accuracy"]
     if edit.unfinished:
@@ -396,20 +385,20 @@ def edit_lines(run):
     return lines
 
 
-def edit_table(run):
+def edit_table(edit):
     """Return a table of the experiments that an edit has changed, before and after it, as lines."""
-    kind = run.settings["data"]["kind"]
+    kind = edit.after.settings["data"]["kind"]
     table = [["experiment", "run", f"{kind} acc", "change", f"{kind} loss", "change"]]
-    for name in run.edit.experiments:
-        old = run.edit.before.stats.get(name)
-        new = run.stats[name]
+    for name in edit.experiments:
+        old = edit.before.stats.get(name)
+        new = edit.after.stats[name]
         accuracy = loss = ""
         if old:
-            number = run.edit.before.folder.name
+            number = edit.before.folder.name
             table.append([name, number, cell(old, "val_accuracy"), "", cell(old, "val_loss"), ""])
             accuracy = difference(old, new, "val_accuracy")
             loss = difference(old, new, "val_loss")
-        number = run.folder.name
+        number = edit.after.folder.name
         table.append([name, number, cell(new, "val_accuracy"), accuracy, cell(new, "val_loss"), loss])
     return [*markdown(table), "", f"change in accuracy: {unit_of(row[3] for row in table)}"]
 
@@ -430,13 +419,11 @@ FONTS = (
 )
 
 
-@contextmanager
-def own_style():
-    """Draw in matplotlib's own style, whatever a matplotlibrc says, and leave the settings as they were."""
-    backend = os.environ.get("MPLBACKEND", "")
-    if backend and not backend.startswith("module://"):  # as in notebooks, which draw themselves, too
-        del os.environ["MPLBACKEND"]  # with one that it does not know, matplotlib would not load
+def draw(path, make_figure, *data):
+    """Write the Figure that is made from some data, if there is one, as a PNG file. It has matplotlib's own
+    style, whatever a matplotlibrc says. Return whether there is one."""
     import matplotlib  # takes 0.4 s, for which the trainings need not wait
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.font_manager import fontManager
 
     installed = fontManager.get_font_names()
@@ -445,15 +432,12 @@ def own_style():
         matplotlib.rcParams["font.family"] = ["DejaVu Sans", *(font for font in FONTS if font in installed)]
         matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of an experiment is just a $
         warnings.filterwarnings("ignore", "Glyph")  # one that no font has is drawn as a box
-        yield
-
-
-def save(figure, path):
-    """Write a Figure as a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    # figure.savefig would go through all artists twice, and compress twice as long for a tenth of the bytes.
-    FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 1})
+        figure = make_figure(*data)
+        if figure is None:
+            return False
+        # figure.savefig would go through all artists twice, and compress twice as long for few bytes.
+        FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 1})
+        return True
 
 
 def new_figure(width, height, title):
@@ -493,14 +477,14 @@ def plot_comparison(run):
     return plot_panels(run, run.title, list(run.stats)) if run.stats else None
 
 
-def plot_edit(run):
+def plot_edit(edit):
     """Return a Figure with the curves of the experiments that an edit has changed, before and after it."""
-    if run.edit is None or not run.edit.experiments:
+    if edit is None or not edit.experiments:
         return None
-    title = [run.title, *run.edit.changes[:8]]
-    if len(run.edit.changes) > 8:
-        title.append(f"and {len(run.edit.changes) - 8} more lines")
-    return plot_panels(run, "\n".join(title), run.edit.experiments, run.edit.before)
+    title = [edit.after.title, *edit.changes[:8]]
+    if len(edit.changes) > 8:
+        title.append(f"and {len(edit.changes) - 8} more lines")
+    return plot_panels(edit.after, "\n".join(title), edit.experiments, edit.before)
 
 
 def plot_panels(run, title, names, before=None):
@@ -555,16 +539,16 @@ LEAST_ERROR = 0.01
 
 def draw_curve(axes, seeds, column, style):
     """Draw the mean of the seeds as a line and their range as a band."""
-    epochs = range(1, max(len(columns["epoch"]) for columns in seeds.values()) + 1)
-    values = np.full((len(seeds), len(epochs)), np.nan)
-    for row, columns in zip(values, seeds.values()):
-        row[: len(columns[column])] = columns[column]  # an interrupted training lacks the later epochs
+    # (epochs, seeds); an interrupted training lacks the later epochs.
+    curves = (columns[column] for columns in seeds.values())
+    values = np.array(list(zip_longest(*curves, fillvalue=np.nan)))
     if column.endswith("accuracy"):
         values = np.maximum(100 - 100 * values, LEAST_ERROR)
-    (line,) = axes.plot(epochs, np.nanmean(values, axis=0), markersize=3, linewidth=1.3, **style)
+    epochs = range(1, len(values) + 1)
+    (line,) = axes.plot(epochs, np.nanmean(values, axis=1), markersize=3, linewidth=1.3, **style)
     if len(seeds) > 1:
-        low = np.nanmin(values, axis=0)
-        high = np.nanmax(values, axis=0)
+        low = np.nanmin(values, axis=1)
+        high = np.nanmax(values, axis=1)
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=1.5)
 
 
@@ -621,12 +605,11 @@ def bare_panels(title, count, columns, width, height):
 
 def sheet(images, columns):
     """Return images (N, H, W) as one image, in rows of `columns`, with a line between them."""
-    count, height, width = images.shape
-    rows = math.ceil(count / columns)
-    places = np.full((rows * columns, height + 1, width + 1), np.nan)  # drawn white
-    places[:count, :height, :width] = images
-    places = places.reshape(rows, columns, height + 1, width + 1)
-    return places.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1))
+    missing = -len(images) % columns
+    spaces = ((0, missing), (0, 1), (0, 1))
+    images = np.pad(images.astype(float), spaces, constant_values=np.nan)  # which is drawn white
+    rows = np.split(images, len(images) // columns)
+    return np.vstack([np.hstack(row) for row in rows])
 
 
 def softmax(logits):
@@ -635,16 +618,14 @@ def softmax(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def confidence(probabilities):
-    """Return the largest probability in percent, rounded down: 99.99% rather than 100%."""
-    return f"{min(math.floor(1e4 * probabilities.max()), 9999) / 100:.2f}%"
+def confidence(probability):
+    """Return a probability in percent, rounded down: 99.99% rather than 100%."""
+    return f"{min(math.floor(1e4 * probability), 9999) / 100:.2f}%"
 
 
 def plot_images(run):
     """Return a Figure of some training images and, for each experiment with a transform, of random versions
     of them."""
-    if not run.records:
-        return None
     sheets = {}
     for name, (_, record) in first_records(run).items():
         originals = record["originals"]
@@ -662,20 +643,16 @@ def plot_images(run):
     return figure
 
 
-MOST_MISTAKES = 24  # of an experiment
-
-
 def plot_mistakes(run):
     """Return a Figure with the most confident mistakes of each experiment, at most MOST_MISTAKES."""
-    if not run.records:
-        return None
     title = f"Mistakes, the most confident first: label \u2192 prediction\n{run.data}"
     figure, panels = bare_panels(title, len(run.records), columns=1, width=9, height=2)
     for axes, (name, (seed, record)) in zip(panels, first_records(run).items()):
-        wrong = record["predictions"] != record["labels"]
-        pairs = np.stack([record["labels"], record["predictions"]], axis=1)[wrong]
-        probabilities = softmax(record["logits"][wrong])
-        order = np.argsort(-probabilities.max(axis=1), kind="stable")[:MOST_MISTAKES]
+        labels = record["labels"]
+        predictions = record["logits"].argmax(axis=1)
+        wrong = predictions != labels
+        probabilities = softmax(record["logits"][wrong]).max(axis=1)
+        order = np.argsort(-probabilities, kind="stable")[:MOST_MISTAKES]
         title = f"{name}, seed {seed}: {wrong.sum():,} mistakes"
         if len(order):
             highest = confidence(probabilities[order[0]])
@@ -685,7 +662,7 @@ def plot_mistakes(run):
         places = np.full((MOST_MISTAKES, 42, 28), np.nan)  # with room for a text below each image
         places[: len(order), :28] = record["mistakes"][order]
         axes.imshow(sheet(places, 12), cmap="gray", vmin=0, vmax=255)
-        for index, (label, prediction) in enumerate(pairs[order]):
+        for index, (label, prediction) in enumerate(zip(labels[wrong][order], predictions[wrong][order])):
             row, column = divmod(index, 12)
             text = f"{label} \u2192 {prediction}"
             axes.text(14 + 29 * column, 34 + 43 * row, text, ha="center", va="center", in_layout=False)
@@ -694,90 +671,82 @@ def plot_mistakes(run):
 
 def plot_confusion(run):
     """Return a Figure that counts the predictions for each label; only mistakes are coloured."""
-    if not run.records:
-        return None
-    matrices = {}
-    for name, (seed, record) in first_records(run).items():
-        pairs = 10 * record["labels"] + record["predictions"]
-        matrices[f"{name}, seed {seed}"] = np.bincount(pairs, minlength=100).reshape(10, 10)
-    most = max((matrix - np.diag(np.diag(matrix))).max() for matrix in matrices.values())
     title = f"Confusion matrices\n{run.data}"
-    figure, panels = bare_panels(title, count=len(matrices), columns=3, width=3.6, height=3.95)
-    for axes, (training, matrix) in zip(panels, matrices.items()):
-        mistakes = matrix - np.diag(np.diag(matrix))
-        axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=1.5 * max(most, 1))  # dark text stays readable
+    figure, panels = bare_panels(title, len(run.records), columns=3, width=3.6, height=3.95)
+    most = 1
+    for axes, (name, (seed, record)) in zip(panels, first_records(run).items()):
+        pairs = 10 * record["labels"] + record["logits"].argmax(axis=1)
+        counts = np.bincount(pairs, minlength=100).reshape(10, 10)
+        mistakes = counts - np.diag(np.diag(counts))
+        most = max(most, mistakes.max())
+        axes.imshow(mistakes, cmap="Oranges")
         style = {"ha": "center", "va": "center", "fontsize": 7, "in_layout": False}  # False: laid out faster
-        for label, prediction in np.argwhere(matrix):
+        for label, prediction in np.argwhere(counts):
             weight = "bold" if label == prediction else "normal"
-            axes.text(prediction, label, matrix[label, prediction], weight=weight, **style)
+            axes.text(prediction, label, counts[label, prediction], weight=weight, **style)
         axes.set(xticks=range(10), yticks=range(10), xlabel="prediction", ylabel="label")
-        axes.set_title(training, fontsize=9)
+        axes.set_title(f"{name}, seed {seed}", fontsize=9)
+    for axes in panels:
+        axes.images[0].set_clim(0, 1.5 * most)  # one scale for all; dark text stays readable
     return figure
-
-
-MOST_MAPS = 64  # of a layer, so that no picture grows without bound
-MOST_LAYERS = 20  # of a model
-PROBABILITIES = "probabilities of the digits"  # no layer can have this name
 
 
 def plot_layers(run):
     """Return a Figure of one digit on its way through each model: what comes out of its layers."""
-    if not run.records:
-        return None
     title = f"One digit on its way through the layers\n{run.data}"
     figure, panels = bare_panels(title, len(run.records), columns=4, width=4, height=1)
     depth = 0
     for axes, (name, (_, record)) in zip(panels, first_records(run).items()):
         axes.set_title(name, fontsize=10)
-        bottom = 0
-        for step, values in digit_way(record):
-            bottom = draw_step(axes, step, values, top=bottom + 15)
-        depth = max(depth, bottom + 15)
+        bottom = draw_step(axes, "input", record["input"][None], top=15)
+        if "filters" in record:
+            filters = record["filters"]
+            most = np.abs(filters).max()
+            style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
+            bottom = draw_step(axes, "filters, blue is positive, red negative", filters, bottom + 15, **style)
+        layers = drawn_layers(record)
+        for layer, output in layers[:MOST_LAYERS]:
+            bottom = draw_step(axes, layer, output, bottom + 15)
+        if len(layers) > MOST_LAYERS:
+            axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
+        draw_probabilities(axes, softmax(record["input_logits"]), bottom + 15)
+        depth = max(depth, bottom + 45)
     for axes in panels:
         axes.set(xlim=(0, 8 * 29), ylim=(depth, 0))
     figure.set_figheight(0.6 + math.ceil(len(panels) / 4) * (0.3 + depth / 60))
     return figure
 
 
-def digit_way(record):
-    """Return pairs of a name and an array: a digit, the filters of the first layer, the outputs of the layers
-    that have weights, such as convolutions, but not of batch norm, and the probabilities."""
-    layers = layers_of(record)
-    kinds = {kind for _, kind, parameters, _ in layers if parameters and "Norm" not in kind}
-    drawn = [(name, output) for name, kind, _, output in layers if kind in kinds and 1 <= output.ndim <= 3]
-    way = [("input", record["input"][None])]
-    if "filters" in record:
-        way.append(("filters, blue is positive, red negative", record["filters"]))
-    way += drawn[:MOST_LAYERS]
-    if len(drawn) > MOST_LAYERS:
-        name, output = way.pop()
-        way.append((f"{name}, the last of the first {MOST_LAYERS} layers", output))
-    return [*way, (PROBABILITIES, softmax(record["input_logits"]))]
+def drawn_layers(record):
+    """Return name and output of the layers that have weights, such as convolutions, but not of batch norm. A
+    layer that is used twice is drawn once."""
+    drawn = []
+    for name, kind, parameters, output in layers_of(record):
+        if parameters and "Norm" not in kind and 1 <= output.ndim <= 3:
+            drawn.append((name, output))
+    return drawn
 
 
-def draw_step(axes, step, values, top):
-    """Draw maps (C, H, W) in rows of eight, numbers (N,) as a strip, ten probabilities as bars. Return the y
-    at which the drawing ends. The unit is a pixel of MNIST: a map of 28 x 28 and its gap take 29."""
+def draw_step(axes, step, values, top, **style):
+    """Draw maps (C, H, W) in rows of eight, or numbers (N,) as a strip. Return the y at which the drawing
+    ends. The unit is a pixel of MNIST: a map of 28 x 28 and its gap take 29."""
     axes.text(0, top - 3, f"{step}: {shape_text(values)}", fontsize=8)
-    style = {}
     bottom = top + 15 * values.ndim
     if values.ndim == 3:
-        style = {"cmap": "gray"}
+        style = {"cmap": "gray"} | style
         bottom = top + 29 * math.ceil(min(len(values), MOST_MAPS) / 8)
         values = sheet(values[:MOST_MAPS], 8)
-    if step == PROBABILITIES:
-        axes.bar(11 + 23 * np.arange(10), -15 * values, bottom=bottom, width=18, color=COLORS[0])
-        for digit in range(10):
-            axes.text(11 + 23 * digit, bottom + 9, digit, ha="center", fontsize=7)
-        return bottom
-    if step.startswith("filters"):
-        most = np.nanmax(np.abs(values))
-        style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
     axes.imshow(np.atleast_2d(values), extent=(0, 8 * 29, bottom, top), **style)
     return bottom
 
 
-MOST_DIGITS = 500  # in one picture
+def draw_probabilities(axes, probabilities, top):
+    """Draw a bar for each digit."""
+    axes.text(0, top - 3, "probabilities of the digits: 10", fontsize=8)
+    places = 11 + 23 * np.arange(10)
+    axes.bar(places, -15 * probabilities, bottom=top + 15, width=18, color=COLORS[0])
+    for digit, place in enumerate(places):
+        axes.text(place, top + 24, digit, ha="center", fontsize=7)
 
 
 def plot_my_digits(run):
@@ -813,8 +782,7 @@ def plot_digits(digits, logits):
 
 def draw_digits(digits, logits, path):
     """Write the picture of `plot_digits` to a PNG file."""
-    with own_style():
-        save(plot_digits(digits, logits), path)
+    draw(path, plot_digits, digits, logits)
 
 
 def digit_answers(digits, logits, index):
@@ -826,7 +794,7 @@ def digit_answers(digits, logits, index):
     for model, model_logits in logits.items():
         probabilities = softmax(model_logits[index])
         answer = probabilities.argmax()
-        answers[model] = f"{answer} ({confidence(probabilities)})"
+        answers[model] = f"{answer} ({confidence(probabilities[answer])})"
         if label:
             answers[model] += " right" if int(label[0]) == answer else " wrong"
     return answers
@@ -843,16 +811,19 @@ def digit_table(digits, logits):
 # All together ---------------------------------------------------------------------------------------
 
 
-# The pictures of a run, besides that of each experiment. No experiment can have one of these names.
-PICTURES = {
-    "edit": plot_edit,
+CURVES = {
+    "edit": plot_edit,  # made from an Edit, the others from a Run
     "comparison": plot_comparison,
+}
+IMAGES = {  # of trainings that have finished
     "images": plot_images,
     "mistakes": plot_mistakes,
     "confusion": plot_confusion,
     "layers": plot_layers,
     "my_digits": plot_my_digits,
 }
+# The pictures of a run, besides that of each experiment. No experiment can have one of these names.
+PICTURES = CURVES | IMAGES
 
 
 def show_run(folder):
@@ -860,55 +831,50 @@ def show_run(folder):
     and where the pictures are. Return whether all could be drawn. Raises ValueError that names a file that
     can't be read, and OSError if summary.md or standard output can't be written."""
     run = read_run(folder)
+    lines = summary(run)
     before = run_before(run)
+    edit = None
     if before is not None:
         edit = find_edit(before, run)
         if before.settings["seeds"] != run.settings["seeds"]:
-            edit = replace(edit, experiments=[])  # other seeds change the results, too
-        run = replace(run, edit=edit)
-    lines = [*summary(run), *edit_lines(run)]
+            edit.experiments.clear()  # other seeds change the results, too
+        lines += edit_lines(edit)
     text = "\n".join([*lines, *details(run)])
     (run.folder / "summary.md").write_text(f"{text}\n", encoding="utf-8")
     try:
         print("", *lines, "", "Drawing the pictures ...", sep="\n", flush=True)
     finally:  # even if printing fails, as in python main.py | head
-        drawn, all_drawn = draw_pictures(run)
+        drawn, all_drawn = draw_pictures(run, edit)
     print(f"In {run.folder}: {', '.join(['summary.md', *drawn])}", flush=True)
     return all_drawn
 
 
-def draw_pictures(run):
-    """Draw all pictures of a run into its folder. If one fails, say so on standard error and draw the others.
-    Return the names of those drawn and whether these are all."""
-    pictures = PICTURES | {name: partial(plot_experiment, name=name) for name in run.stats}
+def draw_pictures(run, edit):
+    """Draw all pictures of a run and its edit into its folder. If one fails, say so on standard error and
+    draw the others. Return the names of those drawn and whether these are all."""
+    pictures = PICTURES if run.records else CURVES
+    pictures = pictures | {name: partial(plot_experiment, name=name) for name in run.stats}
     drawn = []
     all_drawn = True
-    with own_style():
-        for name, make_figure in pictures.items():
-            path = run.folder / f"{name}.png"
-            try:
-                figure = make_figure(run)
-                if figure is not None:
-                    save(figure, path)
-                    drawn.append(path.name)
-            except Exception as error:  # matplotlib raises many kinds
-                print(f"error: {path} can't be drawn: {one_line(error)}", file=sys.stderr)
-                all_drawn = False
+    for name, make_figure in pictures.items():
+        path = run.folder / f"{name}.png"
+        try:
+            if draw(path, make_figure, edit if name == "edit" else run):
+                drawn.append(path.name)
+        except Exception as error:  # matplotlib raises many kinds
+            print(f"error: {path} can't be drawn: {one_line(error)}", file=sys.stderr)
+            all_drawn = False
     return drawn, all_drawn
 
 
 def compare_runs(before_folder, after_folder):
     """Print what changed from one run to another and what that did, and draw it beside their folders."""
-    before = read_run(before_folder)
-    run = read_run(after_folder)
-    run = replace(run, edit=find_edit(before, run))
-    print(*edit_lines(run), sep="\n")
-    with own_style():
-        figure = plot_edit(run)
-        if figure is not None:
-            path = run.folder.parent / f"edit_{before.folder.name}_{run.folder.name}.png"
-            save(figure, path)
-            print("", path, sep="\n")
+    edit = find_edit(read_run(before_folder), read_run(after_folder))
+    print(*edit_lines(edit), sep="\n")
+    folder = edit.after.folder
+    path = folder.parent / f"edit_{edit.before.folder.name}_{folder.name}.png"
+    if draw(path, plot_edit, edit):
+        print("", path, sep="\n")
 
 
 def main(arguments):
