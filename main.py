@@ -3,7 +3,7 @@
     python main.py              a line per epoch, a table and curves, in a new folder: results/1, 2, ...
     python main.py photo.jpg    which digit do the models of the newest run see in this picture?
 
-Edit the settings below and run it again: it says and draws what your edit did. As they are, it takes 90
+Edit the settings below and run it again: it compares the run with the one before. As they are, it takes 90
 seconds on two cores: LeNet5 99.30%, CustomMLP 97.55%, RegularizedLeNet5 99.43% of the test images."""
 
 import argparse
@@ -57,7 +57,7 @@ class Experiment:
 
     name: str  # in tables, pictures and the names of files
     model: Callable[..., nn.Module]  # a class that maps images (B, 1, 28, 28) to logits (B, 10), see model.py
-    learning_rate: float  # the highest, see build; 0.005 to 0.1 for SGD, a tenth for Adam; or it explodes
+    learning_rate: float  # its peak, see build; 0.005 to 0.1 for SGD, a tenth for Adam; or it diverges
     options: dict = field(default_factory=dict)  # arguments of the model
     transform: Callable | None = None  # changes the training images, batch by batch, such as AUGMENTATION
     loss: Callable = nn.CrossEntropyLoss()  # what training minimizes; testing reports cross-entropy
@@ -96,7 +96,7 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
     criterion: maps logits (B, 10) and labels to the average loss, such as nn.CrossEntropyLoss().
     scheduler: makes a step after each batch; None leaves the learning rate alone.
 
-    Raises UserError if logits or labels have another shape, or if the loss is not finite.
+    Raises UserError if logits and labels do not fit, if there is no batch, or if the loss is not finite.
     """
     model.train()
     total_loss = correct = count = 0
@@ -162,7 +162,7 @@ def build(experiment, train_set):
     train_set = copy.copy(train_set)  # other experiments get the images unchanged
     train_set.to(experiment.device)
     train_set.transform = experiment.transform
-    # An incomplete batch is dropped: batch norm can't compute the deviation of a single image.
+    # An incomplete batch is dropped: after a linear layer, batch norm can't normalize a single image.
     loader = dataset.batches(train_set, experiment.batch_size, shuffle=True, drop_last=True)
     if len(loader) == 0:
         raise UserError(f"{len(train_set):,} training images do not fill a batch of {experiment.batch_size}")
@@ -255,7 +255,7 @@ def refresh_batch_norm(model, train_set, experiment):
     """Compute the stored averages of batch norm anew, if the model has any.
 
     Batch norm normalizes with the mean and the variance of each batch in training, and with stored
-    averages in testing. During training, it has averaged the last, augmented batches. Averages of up to
+    averages in testing. After an epoch, these come from the last, augmented batches. Averages of up to
     10,000 unaugmented images fit the test images better. Dropout stays on, as in training.
     """
     images = train_set.subset(slice(10_000))
@@ -319,7 +319,7 @@ def answers(model, images, device):
 def layer_outputs(model, images, device):
     """Return a dict of arrays: one digit, the first of your own or else the first test image, its logits, and
     the name, kind, number of parameters and output of each layer, in the order of use. If the first layer is
-    a convolution, `filters` has its weights. Containers such as nn.Sequential are no layers."""
+    a convolution, `filters` has its weights. Containers such as nn.Sequential do not count."""
     image = images.digits.get("images", images.test_set.images)[:1]
     used = []
 
@@ -414,8 +414,8 @@ def time_batch(experiment, loader, model, optimizer):
 
 
 def check_row(experiment):
-    """Raise UserError if brackets are too many or missing: a row has classes for model and optimizer, but
-    objects for transform and loss."""
+    """Raise UserError if model or optimizer is an object instead of a class, or transform or loss a class
+    instead of an object."""
     for setting in ("model", "optimizer"):
         value = getattr(experiment, setting)
         if isinstance(value, (nn.Module, torch.optim.Optimizer)):
@@ -429,7 +429,7 @@ def check_row(experiment):
 
 
 def warnings_about(experiment, logits, restored_logits):
-    """Return warnings about a model, given its logits (N, 10) and those of another one with its weights."""
+    """Return warnings about a model, given its logits (N, 10) and those of a new model with its weights."""
     warnings = []
     if not torch.allclose(logits, restored_logits, atol=1e-3):
         warnings.append(
@@ -450,7 +450,7 @@ def warnings_about(experiment, logits, restored_logits):
 # Several trainings at the same time -----------------------------------------------------------------
 
 
-shared = {}  # "experiments" by name, and "images": filled once in each process that trains
+shared = {}  # "experiments" by name, and "images"; each process that trains has its own, filled at its start
 
 
 @contextmanager
@@ -507,7 +507,7 @@ def end_with_parent():
 
 @contextmanager
 def signals_held_back():
-    """Let Ctrl-C and SIGTERM wait until the block has ended."""
+    """Let the block end before Ctrl-C or SIGTERM, a request to end, raises KeyboardInterrupt."""
     received = []
     handlers = {}
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -542,7 +542,7 @@ def run_jobs(pool, function, jobs):
 
 def run_job(function, name, *arguments):
     """Call function(experiment, images, *arguments). Return its result, or a UserError that says why it
-    failed. The experiment is a copy, since a loss or a transform may have a state, and each job a new one."""
+    failed. Each job gets its own copy of the experiment: a loss or a transform may have a state."""
     try:
         experiment = copy.deepcopy(shared["experiments"][name])
         return function(experiment, shared["images"], *arguments)
@@ -572,7 +572,7 @@ def describe(error):
 def main():
     """Train every experiment with every seed, then tabulate and plot. Return the exit code: 0, 1 if a
     training or a picture failed, 2 if the run could not start, 130 if interrupted."""
-    # Models this small gain nothing from several threads, whose sums would round differently.
+    # Models this small gain nothing from several threads, and their number would change the rounding.
     torch.set_num_threads(1)
     folder = None
     exit_code = 0
@@ -724,8 +724,8 @@ def print_opening(data, folder, facts, workers):
 
 
 def ask(paths):
-    """Print and draw which digits the models see in pictures. The models are those of the newest run with a
-    finished training. Return the exit code: 0, or 1 if a picture or a model was left out.
+    """Print and draw which digits the models in EXPERIMENTS see in pictures, with the weights of the newest
+    run that has finished a training. Return the exit code: 0, or 1 if a picture or a model was left out.
 
     Raises UserError or another ValueError, with a message for the user, if nothing can be answered.
     """
