@@ -47,7 +47,7 @@ WORKERS = None  # trainings at the same time, each on its own core; None: one pe
 AUGMENTATION = Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)  # random changes to the images
 BASELINE = "LeNet5"  # the tables state the gain over this experiment
 DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to "data" if both are missing
-RESULTS_DIR = "results"  # each run makes a new folder in it; plot.py takes numbers for "results" only
+RESULTS_DIR = "results"  # each run makes a new folder in it; plot.py looks for numbers in "results" only
 DIGITS_DIR = "data/my_digits"  # pictures of your own digits; the trained models classify them
 
 
@@ -69,6 +69,7 @@ class Experiment:
     device: str = DEVICE
 
 
+# The learning rates were chosen on held-out training images, see report/README.md.
 EXPERIMENTS = [
     Experiment("LeNet5", LeNet5, learning_rate=0.02),
     Experiment("CustomMLP", CustomMLP, learning_rate=0.01),
@@ -81,7 +82,7 @@ EXPERIMENTS = [
     ),
 ]
 
-CORES = torch.get_num_threads()  # asked now, because a run sets it to 1
+CORES = torch.get_num_threads()  # as PyTorch counts them, before a run sets its threads to 1
 
 # How a model learns ---------------------------------------------------------------------------------
 
@@ -94,19 +95,19 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
 
     loader: batches of images (B, 1, 28, 28) and labels (B,), from any DataLoader.
     criterion: maps logits (B, 10) and labels to the average loss, such as nn.CrossEntropyLoss().
-    scheduler: makes a step after each batch; None leaves the learning rate alone.
+    scheduler: changes the learning rate after each batch; None leaves it alone.
 
     Raises UserError if logits and labels do not fit, if there is no batch, or if the loss is not finite.
     """
-    model.train()
+    model.train()  # dropout on
     total_loss = correct = count = 0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
         logits = model(images)
         check_shapes(logits, labels)
         loss = criterion(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
+        optimizer.zero_grad()  # backward adds to the gradients of the last batch
+        loss.backward()  # computes the gradient of the loss for each weight
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -122,7 +123,7 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
 def test(model, loader, device, criterion):
     """Return the average loss per image and the accuracy (0 to 1), with dropout off. Raises UserError
     as `train` does."""
-    model.eval()
+    model.eval()  # dropout off
     total_loss = correct = count = 0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
@@ -174,7 +175,7 @@ def build(experiment, train_set):
     # 0: a careful start, large steps, fine tuning (Smith, Topin 2018, "Super-Convergence").
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
-        max_lr=[float(group["lr"]) for group in optimizer.param_groups],
+        max_lr=[float(group["lr"]) for group in optimizer.param_groups],  # an optimizer may have several
         total_steps=experiment.epochs * len(loader),
         cycle_momentum=False,
     )
@@ -189,7 +190,7 @@ class Images:
     """What all trainings share."""
 
     train_set: dataset.MNIST
-    test_set: dataset.MNIST
+    test_set: dataset.MNIST  # or the images that are held out
     digits: dict  # your own, see dataset.read_digits
 
 
@@ -207,7 +208,7 @@ def run_training(experiment, images, seed, folder, quiet=False):
 
     .csv  loss, accuracy and time, a row per epoch
     .pt   the weights, replaced after each epoch
-    .npz  written at the end: what else tables and pictures show of a training
+    .npz  written at the end, so it marks a finished training: what else tables and pictures show of it
 
     quiet: print nothing.
     """
@@ -245,7 +246,7 @@ def run_training(experiment, images, seed, folder, quiet=False):
 
 
 def set_seed(seed):
-    """Decide all random numbers: initial weights, order of images, dropout, augmentation."""
+    """Make all random numbers repeatable: initial weights, order of images, dropout, augmentation."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -259,7 +260,7 @@ def refresh_batch_norm(model, train_set, experiment):
     10,000 unaugmented images fit the test images better. Dropout stays on, as in training.
     """
     images = train_set.subset(slice(10_000))
-    batch_size = min(experiment.batch_size, 1000)  # several batches, however large those of training
+    batch_size = min(experiment.batch_size, 1000)  # large batches of training would be too few
     loader = dataset.batches(images, batch_size, drop_last=True)
     torch.optim.swa_utils.update_bn(loader, model, experiment.device)
 
@@ -290,7 +291,7 @@ def add_row(path, results):
 
 @contextmanager
 def whole_file(path):
-    """Open a file for writing that gets its name only when it is complete."""
+    """Open a file for writing that gets its name only when it is complete: a crash leaves no half file."""
     unfinished = Path(f"{path}.part")
     with open(unfinished, "wb") as file:
         yield file
@@ -301,7 +302,7 @@ def whole_file(path):
 
 
 def answers(model, images, device):
-    """Return a dict of arrays: logits (N, 10), labels (N,) and mistakes, uint8 (M, 28, 28), of the test
+    """Return a dict for np.savez: logits (N, 10), labels (N,) and mistakes, uint8 (M, 28, 28), of the test
     images, and your own digits with their logits, if there are any."""
     test_set = images.test_set
     logits = predict(model, test_set.images, device)
@@ -317,13 +318,13 @@ def answers(model, images, device):
 
 
 def layer_outputs(model, images, device):
-    """Return a dict of arrays: one digit, the first of your own or else the first test image, its logits, and
-    the name, kind, number of parameters and output of each layer, in the order of use. If the first layer is
-    a convolution, `filters` has its weights. Containers such as nn.Sequential do not count."""
+    """Return a dict for np.savez: one digit, the first of your own or else the first test image, its logits,
+    and the name, kind, number of parameters and output of each layer, in the order of use. If the first layer
+    is a convolution, `filters` has its weights. Containers such as nn.Sequential do not count."""
     image = images.digits.get("images", images.test_set.images)[:1]
     used = []
 
-    def note_output(module, inputs, output):
+    def note_output(module, inputs, output):  # PyTorch calls it after each module
         if isinstance(output, tuple):
             output = output[0]  # of an LSTM, the rest is its state
         if isinstance(output, torch.Tensor) and output.dim() > 0:
@@ -341,8 +342,7 @@ def layer_outputs(model, images, device):
         is_container = list(module.children()) and not own_parameters
         if is_container or isinstance(module, nn.Identity):  # which stands for a layer that is left out
             continue
-        is_first = not counted
-        if isinstance(module, nn.Conv2d) and is_first:
+        if isinstance(module, nn.Conv2d) and not counted:
             record["filters"] = module.weight[:, 0].detach().float().cpu()
         if module in counted:
             own_parameters = []
@@ -355,14 +355,17 @@ def layer_outputs(model, images, device):
 
 
 def samples(experiment, train_set):
-    """Return a dict of arrays: the first eight training images, uint8 (8, 28, 28), and four versions of them,
-    uint8 (4, 8, 28, 28), as the transform of the experiment makes them, if it has one."""
-    batch = train_set.subset(slice(experiment.batch_size))
-    record = {"originals": batch.images[:8]}
+    """Return a dict for np.savez: the first eight training images, uint8 (8, 28, 28), and four versions of
+    them, uint8 (4, 8, 28, 28), as the transform of the experiment makes them, if it has one."""
+    subset = train_set.subset(slice(experiment.batch_size))
+    record = {"originals": subset.images[:8]}
     if experiment.transform is not None:
-        batch.to(experiment.device)
-        batch.transform = experiment.transform
-        versions = [dataset.denormalize(batch[:][0][:8]).cpu() for _ in range(4)]
+        subset.to(experiment.device)
+        subset.transform = experiment.transform
+        versions = []
+        for _ in range(4):
+            images, _ = subset[:]
+            versions.append(dataset.denormalize(images[:8]).cpu())
         record["versions"] = torch.stack(versions)
     return record
 
@@ -374,7 +377,7 @@ def dry_run(experiment, images):
     """Try an experiment, so that a mistake shows before the real work.
 
     Do all that a training does, to its end, with one batch of images. Then load the weights into a new
-    model, which must give the same answers, and time a few more batches.
+    model, which should give the same answers, and time a few more batches.
 
     Return a dict: the number of `parameters`, roughly how many `seconds` a training takes, and `warnings`.
     """
@@ -403,7 +406,7 @@ def dry_run(experiment, images):
 def time_batch(experiment, loader, model, optimizer):
     """Return how many seconds it takes to train on a batch, from at most ten batches or two seconds."""
     first = next(iter(loader))
-    train(model, [first], experiment.device, experiment.loss, optimizer)  # takes longer, and does not count
+    train(model, [first], experiment.device, experiment.loss, optimizer)  # a warm-up
     start = time.perf_counter()
     for count, batch in enumerate(loader, start=1):
         train(model, [batch], experiment.device, experiment.loss, optimizer)
@@ -531,7 +534,7 @@ def run_jobs(pool, function, jobs):
         for job in jobs:
             yield job, run_job(function, *job)
         return
-    with signals_held_back():
+    with signals_held_back():  # Ctrl-C can be lost while processes start
         futures = {pool.submit(run_job, function, *job): job for job in jobs}
     while futures:
         # On Windows, Ctrl-C is noticed only between two waits.
@@ -632,7 +635,7 @@ def check_settings():
 
 
 def row_of(experiment):
-    """Return the words for an experiment in messages."""
+    """Return what messages call an experiment."""
     return f"EXPERIMENTS in main.py, row {experiment.name!r}"
 
 
@@ -757,8 +760,8 @@ def ask(paths):
 
 def ask_model(experiment, run, images):
     """Return the logits (M, 10) of images, uint8 (M, 28, 28), from the model of the first finished seed.
-    Raises UserError if there is none, if the weights do not fit, or if the model answers a known image in
-    another way than at the end of its training."""
+    Raises UserError if there is none, if the weights do not fit, or if the model no longer gives a known
+    image the logits of the end of its training."""
     if experiment.name not in run.records:
         raise UserError(f"it has no finished training in {run.folder}: run main.py again")
     seed, record = next(iter(run.records[experiment.name].items()))
