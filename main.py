@@ -136,11 +136,11 @@ def test(model, loader, device, criterion):
 
 
 def check_shapes(logits, labels):
-    """Raise UserError unless logits are a matrix with a row for each label. Other shapes can give a wrong
-    accuracy without an error."""
+    """Raise UserError unless logits have ten numbers for each label. Other shapes can give a wrong accuracy
+    without an error."""
     if not isinstance(logits, torch.Tensor):
         raise UserError(f"the model must return logits, a tensor (B, 10), not a {type(logits).__name__}")
-    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+    if logits.shape != (len(labels), 10) or labels.dim() != 1:
         shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         raise UserError(f"logits and labels must have the shapes (B, 10) and (B,), not {shapes}")
 
@@ -217,6 +217,12 @@ def run_training(experiment, images, seed, folder, quiet=False):
     set_seed(seed)
     train_loader, model, optimizer, scheduler = build(experiment, images.train_set)
     test_loader = dataset.batches(images.test_set, 1000)  # without gradients, larger batches are faster
+    learning_rates = []
+
+    def note_learning_rate(optimizer, args, kwargs):  # PyTorch calls it before each step
+        learning_rates.append(float(optimizer.param_groups[0]["lr"]))
+
+    optimizer.register_step_pre_hook(note_learning_rate)
     for epoch in range(1, experiment.epochs + 1):
         start = time.perf_counter()
         train_loss, train_accuracy = train(model, train_loader, device, experiment.loss, optimizer, scheduler)
@@ -238,7 +244,8 @@ def run_training(experiment, images, seed, folder, quiet=False):
         if not quiet:
             line = PROGRESS.format(name=experiment.name, seed=seed, epochs=experiment.epochs, **results)
             print(f"{line}\n", end="", flush=True)  # one write, so that lines of several processes stay whole
-    record = answers(model, images, device)
+    record = {"learning_rates": np.array(learning_rates)}
+    record |= answers(model, images, device)
     record |= layer_outputs(model, images, device)
     record |= samples(experiment, images.train_set)
     with whole_file(f"{path}.npz") as file:
@@ -564,7 +571,7 @@ def describe(error):
     own_lines = []
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename).resolve()
-        if path.parent == dataset.PROJECT and frame.line:  # compiled modules name files that do not exist
+        if path.parent == dataset.PROJECT and path.suffix == ".py":  # a compiled module may name another file
             own_lines.append(f"{path.name}, line {frame.lineno}: {frame.line}")
     return f"{type(error).__name__}: {text} ({own_lines[-1]})"
 
@@ -606,8 +613,8 @@ def main():
     with signals_held_back() if exit_code == 130 else nullcontext():
         try:
             all_drawn = plot.show_run(folder)
-        except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
+        except Exception as error:  # the figures are on disk, and plot.py can draw them later
+            print(f"error: {describe(error)}", file=sys.stderr)
             all_drawn = False
     if not all_drawn and exit_code == 0:
         exit_code = 1
@@ -774,8 +781,9 @@ def ask_model(experiment, run, images):
         known_again = predict(model, known_image[None], "cpu")[0]
         logits = predict(model, images, "cpu").numpy()
     except Exception as error:  # a user's own model may raise anything
-        raise UserError(f"{path} does not fit it: {describe(error)}") from error
-    if not torch.allclose(known_again, known_logits, atol=0.01):
+        reason = "has the model changed since? Then run main.py again"
+        raise UserError(f"{path} does not fit: {reason} ({describe(error)})") from error
+    if not torch.allclose(known_again, known_logits, atol=0.1):  # a GPU rounds differently
         raise UserError(f"it no longer answers as in {run.folder}: has its code changed? Run main.py again")
     return logits
 
