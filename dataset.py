@@ -122,8 +122,9 @@ def kind_of(value):
 
 
 def batches(image_set, batch_size, shuffle=False, drop_last=False):
-    """Return a loader of images (B, 1, 28, 28) and labels (B,). It asks the Dataset for a whole batch at
-    once, which is many times faster. drop_last leaves out an incomplete last batch."""
+    """Return a loader of images (B, 1, 28, 28) and labels (B,). With lists of
+    indices from its sampler and no batch_size of its own, it asks the Dataset for a whole batch at once,
+    which is many times faster. drop_last leaves out an incomplete last batch."""
     sampler = RandomSampler(image_set) if shuffle else SequentialSampler(image_set)
     return DataLoader(image_set, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last))
 
@@ -162,7 +163,7 @@ class Augmentation:
     Maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same shape. Pixel values are
     interpolated; pixels from outside the image are background.
 
-    For each pixel of the new image, compute from where in the old image its value comes (`sources`), and
+    For each pixel of the new image, compute where in the old image its value comes from (`sources`), and
     read the old image there (`grid_sample`). Rotation, scaling and shift give sources a x + b y + c; elastic
     distortion adds a weighted sum of 49 smooth bumps. So all sources are one matrix product: coefficients,
     random for each image, times x, y, 1 and the bumps, which are always the same (`_basis`).
@@ -176,8 +177,7 @@ class Augmentation:
     def __call__(self, images):
         count = len(images)
         device = images.device
-        # Each option draws its own random numbers, and only if it is on: rotation, scaling, shift, elastic.
-        # Add a new option at the end: then the same seed still draws the same for the others.
+        # An option that is off draws no random numbers. So a new option, while it is off, changes no run.
         angle = zoom = across = along = torch.zeros(count, device=device)
         if self.rotation:
             angle = math.radians(self.rotation) * random_amounts(count, device)
@@ -194,7 +194,7 @@ class Augmentation:
             coefficients = torch.cat([coefficients, heights], dim=1)
         sources = coefficients @ self._basis.to(device)
         sources = sources.view(count, 2, 28, 28).movedim(1, -1)
-        background = -MEAN / STD  # grid_sample fills in zeros
+        background = -MEAN / STD  # becomes 0 below, since grid_sample fills in zeros
         return grid_sample(images - background, sources, align_corners=False) + background
 
     @cached_property

@@ -1,8 +1,8 @@
 """Tabulate and draw what a run has left in its folder.
 
-python plot.py        show the newest run in results/ again
-python plot.py 3      show run 3, the folder results/3, again
-python plot.py 3 5    what changed from run 3 to run 5, and what did it do?
+    python plot.py        show the newest run in results/ again
+    python plot.py 3      show run 3, the folder results/3, again
+    python plot.py 3 5    what changed from run 3 to run 5, and what did it do?
 """
 
 import argparse
@@ -231,7 +231,7 @@ def training_remarks(run):
                 continue
             has_high_loss = columns["val_loss"][-1] > 0.95 * LOSS_OF_GUESSING
             if has_high_loss and columns["val_accuracy"][-1] < 0.2:
-                advice = "try another learning_rate or activation"
+                advice = "try another learning_rate or activation, and no softmax at the end"
                 lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
     return lines
 
@@ -463,10 +463,14 @@ def plot_experiment(run, name):
         finish_axes(panels[quantity], column)
         panels[quantity].legend(fontsize=8)
     axes = panels["rate"]
-    for columns in seeds.values():
-        axes.plot(columns["epoch"], columns["learning_rate"], color="gray", marker=".", linewidth=1)
-    axes.set(xlabel="end of epoch", ylabel="learning rate")
-    axes.sharex(panels["loss"])
+    if name in run.records:
+        seed, record = first_records(run)[name]
+        rates = record["learning_rates"]  # of each step
+        axes.plot(np.linspace(0, len(seeds[seed]["epoch"]), len(rates)), rates, color="gray", linewidth=1)
+    else:
+        for columns in seeds.values():  # at the end of each epoch
+            axes.plot(columns["epoch"], columns["learning_rate"], color="gray", marker=".", linewidth=1)
+    axes.set(xlabel="epoch", ylabel="learning rate")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     return figure
@@ -671,7 +675,7 @@ def plot_mistakes(run):
 
 def plot_confusion(run):
     """Return a Figure that counts the predictions for each label; only mistakes are coloured."""
-    title = f"Confusion matrices\n{run.data}"
+    title = f"Confusion matrices, numbers of images\n{run.data}"
     figure, panels = bare_panels(title, len(run.records), columns=3, width=3.6, height=3.95)
     most = 1
     for axes, (name, (seed, record)) in zip(panels, first_records(run).items()):
@@ -772,6 +776,7 @@ def plot_digits(digits, logits):
         seen = np.kron(digits["images"][index], np.ones((4, 4), dtype=np.uint8))  # as large as the picture
         seen = np.stack([seen, seen, seen], axis=2)
         axes.imshow(np.hstack([digits["originals"][index], seen]))
+        axes.set_anchor("N")  # leaves room for the answers below
         axes.set_title(str(digits["names"][index])[-30:], fontsize=8)
         answers = digit_answers(digits, logits, index)
         axes.set_xlabel("\n".join(f"{model}: {answer}" for model, answer in answers.items()), fontsize=7)

@@ -106,6 +106,10 @@ def test_batch_norm_averages_unaugmented_images(results, train_set):
 def test_learning_rate_rises_to_its_peak_and_falls_to_almost_0(results):
     rates = [float(row["learning_rate"]) for row in rows(results / "LeNet5-seed0.csv")]
     assert rates[0] > 0.002 and rates[1] < 1e-4
+    every_step = np.load(results / "LeNet5-seed0.npz")["learning_rates"]
+    assert len(every_step) == 2 * (4000 // 32)
+    assert every_step.max() == pytest.approx(0.02, rel=0.01)
+    assert np.argmax(every_step) == pytest.approx(75, abs=2)
 
 
 def test_settings_tell_data_seeds_rows_and_versions(results):
@@ -291,6 +295,7 @@ def returning(function, **settings):
 
 BAD_ROWS = {
     "wrong width": (row(Tutorial, options={"width": 300}), "shapes"),
+    "9 outputs": (row(Tutorial, options={"outputs": 9}), r"\(B, 10\).*9"),
     "12 outputs": (row(Tutorial, options={"outputs": 12}), "12"),
     "no batch": (returning(torch.squeeze), r"\(10,\)"),
     "a tuple": (returning(lambda logits: (logits, None)), "tuple"),
@@ -671,6 +676,8 @@ def test_same_seed_same_figures_to_the_last_digit(tmp_path, train_set, test_set)
         found.append((csv, torch.load(tmp_path / f"A-seed{seed}.pt", weights_only=True)))
     (first, weights), (second, same_weights), (third, _) = found
     assert first == second != third and len(first) == 2
+    rates = np.load(tmp_path / "A-seed1.npz")["learning_rates"]
+    assert rates.max() == pytest.approx(0.05, rel=0.01)
     assert all(torch.equal(weights[key], same_weights[key]) for key in weights)
 
 

@@ -370,7 +370,7 @@ def test_other_seeds_and_data_are_compared_only_if_asked_for_and_without_an_erro
 # Curves
 
 
-def test_an_experiment_has_its_four_curves_and_its_learning_rate(tmp_path, trained):
+def test_an_experiment_has_its_four_curves_and_the_rate_of_every_step(tmp_path, trained):
     folder = make_run(tmp_path / "1", only(trained))
     loss, accuracy, rate = shown(folder, "LeNet5").axes
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
@@ -379,6 +379,9 @@ def test_an_experiment_has_its_four_curves_and_its_learning_rate(tmp_path, train
             assert line.get_ydata() == pytest.approx(100 - 100 * values if quantity == "accuracy" else values)
         assert not axes.collections  # no band for a single seed
     (line,) = rate.lines
+    assert np.array_equal(line.get_ydata(), trained["LeNet5"][0][1]["learning_rates"])
+    (folder / "LeNet5-seed0.npz").unlink()  # not finished: the rate at the end of each epoch
+    (line,) = shown(folder, "LeNet5").axes[2].lines
     assert np.array_equal(line.get_ydata(), column(trained["LeNet5"][0], "learning_rate"))
 
 
