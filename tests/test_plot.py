@@ -14,6 +14,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
+from torch import nn
 
 import dataset
 import main
@@ -72,18 +73,12 @@ def make_run(folder, trainings, code=CODE, **changes):
     (folder / "settings.json").write_text(json.dumps(settings | changes), encoding="utf-8")
     for name, seeds in trainings.items():
         for seed, (rows, record) in seeds.items():
-            write_training(folder / f"{name}-seed{seed}", rows, record)
+            lines = [",".join(map(str, row)) for row in (COLUMNS, *rows)]
+            text = "\n".join(lines) + "\n"
+            (folder / f"{name}-seed{seed}.csv").write_text(text, encoding="utf-8")
+            if record is not None:
+                np.savez(folder / f"{name}-seed{seed}.npz", **record)
     return folder
-
-
-def write_training(path, rows, record=None):
-    """Write the CSV of a training and, if it has finished, its record."""
-    lines = [",".join(COLUMNS)]
-    for row in rows:
-        lines.append(",".join(f"{value:.6g}" for value in row))
-    path.with_name(f"{path.name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if record is not None:
-        np.savez(path.with_name(f"{path.name}.npz"), **record)
 
 
 def shown(folder, name=None):
@@ -101,9 +96,15 @@ def edited(before, after):
     return plot.find_edit(plot.read_run(before), plot.read_run(after))
 
 
+def only(trained, seed=0):
+    """LeNet5 with one of its trainings, called seed 0."""
+    return {"LeNet5": {0: trained["LeNet5"][seed]}}
+
+
 def column(training, name):
     """A figure of all epochs, from the rows of a training."""
-    return np.array([float(f"{row[COLUMNS.index(name)]:.6g}") for row in training[0]])
+    rows, _ = training
+    return np.array([row[COLUMNS.index(name)] for row in rows])
 
 
 def cells(lines):
@@ -113,7 +114,7 @@ def cells(lines):
 
 
 def by_title(figure):
-    return {axes.get_title().partition(":")[0]: axes for axes in figure.axes}
+    return {axes.get_title(): axes for axes in figure.axes}
 
 
 @pytest.fixture
@@ -157,12 +158,11 @@ def test_epochs_that_have_not_finished_are_left_out_and_counted(folder):
     ]
 
 
-HEADER = ",".join(COLUMNS)
 DAMAGED = {
     "no JSON": ("settings.json", b"{"),
     "of another program": ("settings.json", b'{"EXPERIMENTS": {}}'),
     "a column is missing": ("LeNet5-seed0.csv", b"epoch,train_loss,train_accuracy\n1,0.5,0.9\n"),
-    "a word": ("LeNet5-seed0.csv", f"{HEADER}\n1,high,0.5,1,0.5,1,1\n".encode()),
+    "a word": ("LeNet5-seed0.csv", f"{','.join(COLUMNS)}\n1,high,0.5,1,0.5,1,1\n".encode()),
     "no archive": ("LeNet5-seed0.npz", b"no archive"),
 }
 
@@ -268,21 +268,28 @@ def test_code_in_any_encoding_is_compared(tmp_path, trained):
 
 
 def test_experiments_whose_figures_differ_are_compared_seed_by_seed(folder, tmp_path, trained):
-    swapped = {"LeNet5": {0: trained["LeNet5"][1], 1: trained["LeNet5"][0]}}
     other = {0: trained["CustomMLP"][1], 1: trained["CustomMLP"][1]}
-    code = CODE | {"model.py": ""}
-    edit = edited(folder, make_run(tmp_path / "2", trained | {"CustomMLP": other}, code))
-    assert edit.experiments == ["CustomMLP"]  # LeNet5 has not changed
-    _, before, after = cells(plot.edit_lines(edit))
+    trainings = trained | {"CustomMLP": other, "new": trained["LeNet5"]}
+    edit = edited(folder, make_run(tmp_path / "2", trainings, CODE | {"model.py": ""}))
+    assert edit.experiments == ["CustomMLP", "new"]  # LeNet5 has not changed
+    _, before, after, new_row = cells(plot.edit_lines(edit))
     assert before[:2] == ["CustomMLP", "1"] and after[:2] == ["CustomMLP", "2"]
     old, new = (100 * column(trained["CustomMLP"][seed], "val_accuracy")[-1] for seed in (0, 1))
     assert before[2] == f"{(old + new) / 2:.2f} ± {statistics.stdev([old, new]):.2f}%"
     assert after[3] == f"{(new - old) / 2:+.2f} ± {statistics.stdev([new - old, 0]) / 2**0.5:.2f}"
+    assert new_row[:2] == ["new", "2"] and new_row[3] == ""
     figure = plot.plot_edit(edit)
-    assert [line.get_linestyle() for line in figure.axes[0].lines[:2]] == ["--", "-"]  # before, after
+    assert [line.get_linestyle() for line in figure.axes[0].lines[:3]] == ["--", "-", "-"]
     assert "nn.ReLU" in figure.get_suptitle()
-    swapped_run = make_run(tmp_path / "3", trained | swapped)
-    assert edited(folder, swapped_run).experiments == ["LeNet5"]  # same mean, other seeds
+
+
+def test_the_same_mean_from_other_seeds_is_a_change(folder, tmp_path, trained):
+    swapped = {"LeNet5": {0: trained["LeNet5"][1], 1: trained["LeNet5"][0]}}
+    later = make_run(tmp_path / "2", trained | swapped)
+    assert edited(folder, later).experiments == ["LeNet5"]
+    reordered = make_run(tmp_path / "3", trained, seeds=[1, 0])
+    runs = (shown(folder), shown(reordered))
+    assert "±" not in plot.difference(*(run.stats["LeNet5"] for run in runs), "val_accuracy")
 
 
 def test_an_experiment_that_has_not_finished_is_not_compared(folder, tmp_path, trained):
@@ -293,14 +300,6 @@ def test_an_experiment_that_has_not_finished_is_not_compared(folder, tmp_path, t
     assert "not finished: LeNet5" in text and "no loss" not in text
     back = edited(tmp_path / "2", make_run(tmp_path / "3", trained))
     assert "not finished: LeNet5" in "\n".join(plot.edit_lines(back)) and not back.experiments
-
-
-def test_new_experiments_have_no_before(folder, tmp_path, trained):
-    edit = edited(folder, make_run(tmp_path / "2", trained | {"new": trained["LeNet5"]}))
-    assert [row[:2] for row in cells(plot.edit_lines(edit))[1:]] == [["new", "2"]]
-    (legend,) = plot.plot_edit(edit).legends
-    (text,) = legend.get_texts()
-    assert text.get_text().startswith("new ")
 
 
 def test_what_is_said_if_code_or_figures_have_not_changed(folder, tmp_path, trained):
@@ -315,11 +314,6 @@ def test_what_is_said_if_code_or_figures_have_not_changed(folder, tmp_path, trai
     versions = {"python": "3.11.7", "torch": "2.15.0", "numpy": "2.4.6"}
     edit = edited(folder, make_run(tmp_path / "5", other, versions=versions))
     assert edit.changes == ["torch: 2.14.1 -> 2.15.0"]
-
-
-def only(trained, seed=0):
-    """LeNet5 with one of its trainings, called seed 0."""
-    return {"LeNet5": {0: trained["LeNet5"][seed]}}
 
 
 def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_data(tmp_path, trained, capsys):
@@ -339,32 +333,23 @@ def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_da
     assert plot.run_before(shown(tmp_path / "1")) is None
 
 
-def test_two_runs_given_by_number_are_compared(tmp_path, monkeypatch, capsys, trained):
+def test_other_seeds_and_data_are_compared_only_if_asked_for(tmp_path, monkeypatch, capsys, trained):
     monkeypatch.setattr(plot, "RESULTS", tmp_path)
-    make_run(tmp_path / "3", only(trained))
-    make_run(tmp_path / "5", only(trained, seed=1), CODE | {"model.py": ""})
-    assert plot.main(["3", "5"]) == 0
+    make_run(tmp_path / "1", {"LeNet5": trained["LeNet5"]})
+    later = make_run(tmp_path / "2", {"LeNet5": {seed + 2: each for seed, each in trained["LeNet5"].items()}})
+    plot.show_run(later)
     out = capsys.readouterr().out
-    assert "- class A" in out and "| LeNet5" in out
+    assert "[0, 1] -> [2, 3]" in out and "seeds differ" in out and not (later / "edit.png").exists()
+    data = {"description": "others", "kind": "test", "checksum": "xyz"}
+    trainings = {"LeNet5": {5: trained["LeNet5"][0], 6: trained["LeNet5"][0]}}
+    make_run(tmp_path / "3", trainings, CODE | {"model.py": ""}, data=data)
+    assert plot.main(["1", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "- class A" in out and "1,000 images from here -> others" in out
+    _, before, after = cells(out.splitlines())
+    assert "±" in before[2] and re.fullmatch(r"[+-]\d+\.\d\d", after[3])  # no error of the differences
     (picture,) = tmp_path.glob("*.png")
     assert picture.stat().st_size > 10_000 and str(picture) in out
-    assert plot.main(["3", "4"]) == 2  # there is no run 4
-
-
-def test_other_seeds_and_data_are_compared_only_if_asked_for_and_without_an_error(tmp_path, capsys, trained):
-    make_run(tmp_path / "1", {"LeNet5": trained["LeNet5"]})
-    make_run(tmp_path / "2", {"LeNet5": {seed + 2: each for seed, each in trained["LeNet5"].items()}})
-    plot.show_run(tmp_path / "2")
-    out = capsys.readouterr().out
-    assert "[0, 1] -> [2, 3]" in out and "seeds differ" in out
-    assert not (tmp_path / "2" / "edit.png").exists()
-    data = {"description": "others", "kind": "test", "checksum": "xyz"}
-    make_run(tmp_path / "3", {"LeNet5": {5: trained["LeNet5"][0], 6: trained["LeNet5"][0]}}, data=data)
-    assert plot.main([str(tmp_path / "1"), str(tmp_path / "3")]) == 0
-    out = capsys.readouterr().out
-    assert "1,000 images from here -> others" in out
-    _, before, after = cells(out.splitlines())
-    assert "±" in before[2] and re.fullmatch(r"[+-]\d+\.\d\d", after[3])
 
 
 # Curves
@@ -460,17 +445,13 @@ def test_epochs_have_round_ticks_and_axes_are_named(tmp_path, epochs):
         assert axes.get_xlabel() and axes.get_ylabel()
 
 
-def test_99_and_99_2_percent_are_far_apart_though_another_curve_lies_at_11(tmp_path):
+def test_near_values_are_told_apart_far_from_and_without_another_curve(tmp_path):
     curves = {"A": [(2.3, 0.1124)] * 3, "B": [(0.1, 0.97), (0.05, 0.985), (0.04, 0.992)]}
     accuracy = shown(write_curves(tmp_path / "1", curves), "comparison").axes[2]
     low, high = (accuracy.transData.transform((3, error))[1] for error in (1.0, 0.8))
     assert (high - low) / accuracy.bbox.height > 0.03
-    assert len([error for error in accuracy.get_yticks() if 1 <= error <= 10]) >= 3
-
-
-def test_curves_near_to_each_other_get_ticks_of_their_own(tmp_path):
-    folder = write_curves(tmp_path / "1", {"A": [(0.031, 0.9911), (0.03, 0.9913)]})
-    for axes in shown(folder, "A").axes[:2]:
+    near = write_curves(tmp_path / "2", {"A": [(0.031, 0.9911), (0.03, 0.9913)]})
+    for axes in (accuracy, *shown(near, "A").axes[:2]):
         low, high = sorted(axes.get_ylim())
         assert len([tick for tick in axes.get_yticks() if low <= tick <= high]) >= 3
 
@@ -533,8 +514,8 @@ def test_confusion_counts_answers_and_colours_mistakes_only(folder, trained):
 
 def steps_of(axes):
     """The names of what `layers` shows of a model."""
-    names = [text.get_text().partition(":")[0] for text in axes.texts]
-    return [name for name in names if not name.isdecimal()]
+    parts = [text.get_text().partition(":") for text in axes.texts]
+    return [name for name, colon, _ in parts if colon]
 
 
 def test_layers_show_maps_strips_and_probabilities(folder, trained):
@@ -553,32 +534,19 @@ def test_layers_show_maps_strips_and_probabilities(folder, trained):
     assert heights / heights.sum() == pytest.approx(powers / powers.sum(), abs=1e-5)
 
 
-class Deep(torch.nn.Module):
-    """Uses a layer twice, has a norm, a sequence (T, H), a number and more layers than a picture shows."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.Linear(28, 28)
-        self.norm = torch.nn.LayerNorm(28)
-        self.middle = torch.nn.ModuleList(torch.nn.Conv1d(28, 28, 1) for _ in range(30))
-        self.last = torch.nn.Linear(28 * 28, 10)
-
-    def forward(self, images):
-        x = self.norm(self.first(self.first(images[:, 0])))
-        for layer in self.middle:
-            x = layer(x)
-        return self.last(x.flatten(1))
+def deep():
+    """A model with a norm, an output (T, H) and more layers than a picture shows."""
+    layers = [nn.Flatten(2), nn.Linear(784, 10), nn.LayerNorm(10), nn.Flatten(1)]
+    return nn.Sequential(*layers, *(nn.Linear(10, 10) for _ in range(30)))
 
 
 def test_a_deep_model_makes_no_picture_without_bound(tmp_path, train_set, test_set):
-    training = train("Deep", Deep, 0, tmp_path, train_set, test_set)
-    folder = make_run(tmp_path / "1", {"Deep": {0: training}})
-    figure = shown(folder, "layers")
+    training = train("Deep", deep, 0, tmp_path, train_set, test_set)
+    figure = shown(make_run(tmp_path / "1", {"Deep": {0: training}}), "layers")
     (axes,) = figure.axes
     steps = steps_of(axes)
-    assert steps[1:3] == ["first", "middle.0"] and len(steps) == 1 + plot.MOST_LAYERS + 1
+    assert steps[1:3] == ["1", "4"] and len(steps) == 1 + plot.MOST_LAYERS + 1
     assert "first 20" in axes.get_title() and figure.bbox.height < 3000
-    assert cells(plot.details(shown(folder))).count(["first", "Linear", "28 x 28", "0"]) == 1
 
 
 def test_images_show_the_originals_and_each_transform(tmp_path, trained, train_set):
@@ -677,13 +645,6 @@ def test_a_picture_that_fails_costs_no_other(tmp_path, trained, capsys):
         assert (folder / f"{name}.png").is_file()
 
 
-def test_a_run_without_a_finished_epoch_still_has_a_summary(tmp_path):
-    folder = make_run(tmp_path / "1", {"LeNet5": {0: ([], None)}})
-    assert plot.show_run(folder)
-    assert "Not finished: LeNet5, seed 0" in (folder / "summary.md").read_text(encoding="utf-8")
-    assert not list(folder.glob("*.png"))
-
-
 def test_settings_of_matplotlib_neither_change_the_pictures_nor_are_changed(tmp_path):
     folder = write_curves(tmp_path / "1", {"A": [(0.5, 0.9)]})
     plot.show_run(folder)
@@ -703,31 +664,28 @@ def test_names_in_other_scripts_and_with_dollars_make_no_warning(tmp_path):
         assert plot.show_run(folder)
 
 
-def test_any_standard_output_will_do(tmp_path, monkeypatch):
-    folder = make_run(tmp_path / "1", {"LeNet5": {0: ([], None)}})
+def test_a_run_without_a_finished_epoch_has_a_summary_and_any_standard_output_will_do(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "1", {"정규화": {0: ([], None)}})
     for output in (None, io.StringIO()):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", output)
             assert plot.main([str(folder)]) == 0
-    other = make_run(tmp_path / "2", dict.fromkeys(["정규화"], {0: ([], None)}))
-    process = run_script(tmp_path, plot.__file__, str(other), PYTHONIOENCODING="ascii")  # has no such letters
+    assert "Not finished: 정규화, seed 0" in (folder / "summary.md").read_text(encoding="utf-8")
+    assert not list(folder.glob("*.png"))
+    process = run_script(folder, plot.__file__, str(folder), PYTHONIOENCODING="ascii")  # lacks the letters
     assert process.returncode == 0, process.stderr
 
 
-def test_usage_and_missing_runs(tmp_path, monkeypatch, capsys):
+def test_usage_missing_runs_and_the_newest_run(tmp_path, monkeypatch, capsys):
     for arguments, code in ((["--help"], 0), (["--fast"], 2), (["3", "5", "3"], 2)):
         with pytest.raises(SystemExit) as end:
             plot.main(arguments)
         assert end.value.code == code
     assert "plot.py 3 5" in capsys.readouterr().out
     monkeypatch.setattr(plot, "RESULTS", tmp_path)
-    for arguments in ([], ["7"], ["nowhere"], [str(tmp_path)]):
+    for arguments in ([], ["7"], ["nowhere"], ["3", "4"]):
         assert plot.main(arguments) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_without_arguments_the_newest_run_is_shown(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plot, "RESULTS", tmp_path)
     for number in ("9", "10"):
         make_run(tmp_path / number, {"LeNet5": {0: ([], None)}})
     assert plot.main([]) == 0
