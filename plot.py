@@ -561,7 +561,7 @@ def finish_axes(axes, column):
     from matplotlib.ticker import AutoLocator, LogLocator, MaxNLocator
 
     axes.set_xlabel("epoch")
-    axes.set_xlim(0.5, max(len(line.get_xdata()) for line in axes.lines) + 0.5)
+    axes.set_xlim(0.5, axes.dataLim.xmax + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_yscale("log")
     locator = LogLocator(subs=(1, 2, 5))
