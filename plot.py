@@ -6,6 +6,7 @@
 """
 
 import argparse
+import csv
 import difflib
 import json
 import math
@@ -24,7 +25,8 @@ import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
-MEASURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # columns of a CSV
+MEASURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
 
 
 # The files of a run ---------------------------------------------------------------------------------
@@ -32,8 +34,8 @@ MEASURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # colum
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a run hold. Losses are averages per image, accuracies fractions. The edit is added
-    by who knows the run before."""
+    """What the files of a run hold. Losses are averages per image, accuracies fractions. `show_run`
+    and `compare_runs` add the edit."""
 
     folder: Path
     settings: dict  # settings.json
@@ -71,33 +73,25 @@ def read_run(folder):
     """Return the Run in a folder. Trainings without a finished epoch are left out. Raises ValueError that
     names a file that can't be read."""
     folder = Path(folder).resolve()
-    with error_names(folder / "settings.json") as path:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        names = settings["experiments"]
-        seeds = settings["seeds"]
     stats = {}
     records = {}
-    for name in names:
-        for seed in seeds:
-            with error_names(folder / f"{name}-seed{seed}.csv") as path:
+    path = folder / "settings.json"  # what an error is about
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        for name in settings["experiments"]:
+            for seed in settings["seeds"]:
+                path = folder / f"{name}-seed{seed}.csv"
                 columns = read_csv(path) if path.exists() else {}
-            if not columns:
-                continue
-            stats.setdefault(name, {})[seed] = columns
-            with error_names(folder / f"{name}-seed{seed}.npz") as path:
+                if not columns:
+                    continue
+                stats.setdefault(name, {})[seed] = columns
+                path = folder / f"{name}-seed{seed}.npz"
                 if path.exists():
                     records.setdefault(name, {})[seed] = read_record(path)
-    code = {path.name: read_code(path) for path in folder.glob("code/*.py")}
-    return Run(folder, settings, stats, records, code)
-
-
-@contextmanager
-def error_names(path):
-    """Turn whatever goes wrong while a file is read into a ValueError that names it."""
-    try:
-        yield path
     except Exception as error:  # json, numpy and zipfile raise many kinds
         raise ValueError(f"{path} can't be read: {one_line(error)}") from error
+    code = {path.name: read_code(path) for path in folder.glob("code/*.py")}
+    return Run(folder, settings, stats, records, code)
 
 
 def one_line(error):
@@ -109,14 +103,10 @@ def read_csv(path):
     """Return {column: an array with a number per epoch}, or {} if no epoch has finished."""
     text = path.read_text(encoding="utf-8")
     whole_lines = text.rpartition("\n")[0]  # a full disk may have left half a line at the end
-    header, *rows = whole_lines.splitlines() or [""]
+    rows = list(csv.DictReader(whole_lines.splitlines()))
     if not rows:
         return {}
-    columns = dict(zip(header.split(","), np.loadtxt(rows, delimiter=",", ndmin=2).T))
-    missing = {"epoch", *MEASURES, "seconds", "learning_rate"} - columns.keys()
-    if missing:
-        raise ValueError(f"it has no {', '.join(missing)}")
-    return columns
+    return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
 
 
 def read_record(path):
@@ -290,8 +280,9 @@ def find_edit(before, after):
     changes = code_changes(before.code, after.code)
     old = before.settings
     new = after.settings
-    if not same_data(before, after):
-        changes.append(f"data: {before.data} -> {after.data}")
+    if old["data"]["checksum"] != new["data"]["checksum"]:
+        others = "other images" if after.data == before.data else after.data
+        changes.append(f"data: {before.data} -> {others}")
     if old["seeds"] != new["seeds"]:
         changes.append(f"seeds: {old['seeds']} -> {new['seeds']}")
     for name, version in new["versions"].items():
@@ -336,13 +327,6 @@ def line_changes(old, new):
     return changes
 
 
-def same_data(run, other):
-    """Whether two runs had the same images, whatever the names of their folders."""
-    data = run.settings["data"]
-    other_data = other.settings["data"]
-    return data["checksum"] == other_data["checksum"] and data["kind"] == other_data["kind"]
-
-
 def same_results(old, new):
     """Whether two experiments, {seed: {column: array}}, have the same losses and accuracies."""
     if old.keys() != new.keys():
@@ -363,7 +347,7 @@ def run_before(run):
             print(f"warning: {error}", file=sys.stderr)
             continue
         has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
-        if has_finished and same_data(before, run):
+        if has_finished and before.settings["data"]["checksum"] == run.settings["data"]["checksum"]:
             return before
     return None
 
@@ -432,7 +416,7 @@ FONTS = (
 
 @contextmanager
 def own_style():
-    """Draw in matplotlib's own style, whatever a matplotlibrc says, and leave the settings as they were."""
+    """Draw in matplotlib's own style, whatever a matplotlibrc says, and leave its settings as they were."""
     backend = os.environ.get("MPLBACKEND", "")
     if backend and not backend.startswith("module://"):  # as in notebooks, which draw themselves, too
         del os.environ["MPLBACKEND"]  # with one that it does not know, matplotlib would not load
@@ -476,7 +460,7 @@ def plot_experiment(run, name):
             column = f"{part}_{quantity}"
             label = f"{run.headings[column]} {cell(seeds, column)}"
             draw_curve(panels[quantity], seeds, column, {"label": label, "color": color, "marker": "o"})
-        finish_axes(panels[quantity], column)
+        finish_axes(panels[quantity], quantity)
         panels[quantity].legend(fontsize=8)
     axes = panels["rate"]
     if name in run.records:
@@ -774,7 +758,7 @@ def draw_step(axes, step, values, top):
         for digit in range(10):
             axes.text(11 + 23 * digit, bottom + 9, digit, ha="center", fontsize=7)
         return bottom
-    if step.startswith("filters"):
+    if step.startswith("filters,"):  # no layer can have this name
         most = np.nanmax(np.abs(values))
         style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
     axes.imshow(np.atleast_2d(values), extent=(0, 8 * 29, bottom, top), **style)

@@ -22,7 +22,6 @@ from helpers import rows as csv_rows
 from main import Experiment
 from model import CustomMLP, LeNet5
 
-COLUMNS = ("epoch", *plot.MEASURES, "seconds", "learning_rate")
 EPOCHS = 3
 CODE = {
     "main.py": "EPOCHS = 3\n\nEXPERIMENTS = [\n    Experiment(\n        LeNet5,\n        0.02,\n    ),\n]\n",
@@ -77,7 +76,7 @@ def make_run(folder, trainings, code=CODE, **changes):
 
 def write_training(path, rows, record=None):
     """Write the CSV of a training and, if it has finished, its record."""
-    lines = [",".join(COLUMNS)]
+    lines = [",".join(plot.COLUMNS)]
     for row in rows:
         lines.append(",".join(f"{value:.6g}" for value in row))
     path.with_name(f"{path.name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -103,7 +102,7 @@ def edited(before, after):
 
 def column(training, name):
     """A figure of all epochs, from the rows of a training."""
-    return np.array([float(f"{row[COLUMNS.index(name)]:.6g}") for row in training[0]])
+    return np.array([float(f"{row[plot.COLUMNS.index(name)]:.6g}") for row in training[0]])
 
 
 def cells(lines):
@@ -129,7 +128,7 @@ def test_read_run_gives_what_the_files_hold_in_the_order_of_the_settings(tmp_pat
     reverse = {name: trained[name] for name in ("LeNet5", "CustomMLP")}
     run = shown(make_run(tmp_path / "1", reverse, seeds=[1, 0]))
     assert list(run.stats) == ["LeNet5", "CustomMLP"] and list(run.stats["LeNet5"]) == [1, 0]
-    for name in COLUMNS:
+    for name in plot.COLUMNS:
         assert np.array_equal(run.stats["LeNet5"][1][name], column(trained["LeNet5"][1], name))
     assert np.array_equal(run.records["LeNet5"][0]["logits"], trained["LeNet5"][0][1]["logits"])
     assert run.code == {name: source.splitlines() for name, source in CODE.items()}
@@ -158,7 +157,7 @@ def test_half_a_line_at_the_end_is_left_out(folder):
     assert list(shown(folder).stats["LeNet5"][0]["epoch"]) == [1, 2]
 
 
-HEADER = ",".join(COLUMNS)
+HEADER = ",".join(plot.COLUMNS)
 DAMAGED = {
     "no JSON": ("settings.json", b"{"),
     "of another program": ("settings.json", b'{"EXPERIMENTS": {}}'),
@@ -353,7 +352,7 @@ def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_da
     make_run(tmp_path / "1", only(trained))
     make_run(tmp_path / "2", only(trained))
     make_run(tmp_path / "3", {"LeNet5": {0: (trained["LeNet5"][0][0], None)}})  # interrupted
-    for number, changes in (("4", {"checksum": "xyz"}), ("5", {"kind": "validation"})):
+    for number, changes in (("4", {"checksum": "xyz"}), ("5", {"checksum": "abc-10", "kind": "validation"})):
         data = {"description": "1,000 images from here", "kind": "test", "checksum": "abc"} | changes
         make_run(tmp_path / number, only(trained), data=data)
     make_run(tmp_path / "6", only(trained))
