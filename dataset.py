@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 import textwrap
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -229,7 +229,8 @@ def read_images(tar_path):
     if arrays is None:
         arrays = read_tar(tar_path, content)
         if len(arrays["labels"]) >= MIN_CACHED:
-            write_cache(cache_path, source=source, **arrays)
+            with suppress(OSError), whole_file(cache_path) as file:  # else the next run decodes the tar
+                np.savez(file, source=source, **arrays)
     return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]), checksum
 
 
@@ -242,14 +243,16 @@ def read_cache(cache_path, source):
     return None
 
 
-def write_cache(cache_path, **arrays):
-    """Write arrays to a cache, whole or not at all. If it can't be written, the next run decodes the tar."""
-    # In a folder of its own, since another process may write the same file at this moment.
-    with suppress(OSError), tempfile.TemporaryDirectory(prefix="cache-", dir=cache_path.parent) as folder:
-        unfinished = Path(folder) / cache_path.name
+@contextmanager
+def whole_file(path):
+    """Open a file for writing that gets its name only when it is complete. Otherwise it is removed."""
+    unfinished = Path(f"{path}.part")
+    try:
         with open(unfinished, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(unfinished, cache_path)
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_tar(tar_path, content):

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import csv
 import difflib
 import json
 import math
@@ -13,7 +14,6 @@ import re
 import sys
 import textwrap
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -23,7 +23,8 @@ import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
-MEASURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # columns of a CSV
+MEASURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
 
 # So that no table and no picture grows without bound:
 MOST_LINES = 20  # of an edit of one file
@@ -75,37 +76,29 @@ def read_run(folder):
     """Return the Run in a folder. Trainings without a finished epoch are left out. Raises ValueError that
     names a file that can't be read."""
     folder = Path(folder).resolve()
-    with error_names(folder / "settings.json") as path:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        names = settings["experiments"]
-        seeds = settings["seeds"]
     stats = {}
     records = {}
-    for name in names:
-        for seed in seeds:
-            with error_names(folder / f"{name}-seed{seed}.csv") as path:
+    path = folder / "settings.json"  # what an error is about
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        for name in settings["experiments"]:
+            for seed in settings["seeds"]:
+                path = folder / f"{name}-seed{seed}.csv"
                 columns = read_csv(path) if path.exists() else {}
-            if not columns:
-                continue
-            stats.setdefault(name, {})[seed] = columns
-            with error_names(folder / f"{name}-seed{seed}.npz") as path:
+                if not columns:
+                    continue
+                stats.setdefault(name, {})[seed] = columns
+                path = folder / f"{name}-seed{seed}.npz"
                 if path.exists():
                     with np.load(path) as arrays:
                         records.setdefault(name, {})[seed] = dict(arrays)
+    except Exception as error:  # json, numpy and zipfile raise many kinds
+        raise ValueError(f"{path} can't be read: {one_line(error)}") from error
     code = {}
     for path in folder.glob("code/*.py"):
         text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
         code[path.name] = text.splitlines()
     return Run(folder, settings, stats, records, code)
-
-
-@contextmanager
-def error_names(path):
-    """Turn whatever goes wrong while a file is read into a ValueError that names it."""
-    try:
-        yield path
-    except Exception as error:  # json, numpy and zipfile raise many kinds
-        raise ValueError(f"{path} can't be read: {one_line(error)}") from error
 
 
 def one_line(error):
@@ -117,14 +110,10 @@ def read_csv(path):
     """Return {column: an array with a number per epoch}, or {} if no epoch has finished."""
     text = path.read_text(encoding="utf-8")
     whole_lines = text.rpartition("\n")[0]  # a full disk may have left half a line at the end
-    header, *rows = whole_lines.splitlines() or [""]
+    rows = list(csv.DictReader(whole_lines.splitlines()))
     if not rows:
         return {}
-    columns = dict(zip(header.split(","), np.loadtxt(rows, delimiter=",", ndmin=2).T))
-    missing = {"epoch", *MEASURES, "seconds", "learning_rate"} - columns.keys()
-    if missing:
-        raise ValueError(f"it has no {', '.join(missing)}")
-    return columns
+    return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
 
 
 def is_finished(run, name):
@@ -281,8 +270,9 @@ def find_edit(before, after):
     changes = code_changes(before.code, after.code)
     old = before.settings
     new = after.settings
-    if not same_data(before, after):
-        changes.append(f"data: {before.data} -> {after.data}")
+    if old["data"]["checksum"] != new["data"]["checksum"]:
+        others = "other images" if after.data == before.data else after.data
+        changes.append(f"data: {before.data} -> {others}")
     if old["seeds"] != new["seeds"]:
         changes.append(f"seeds: {old['seeds']} -> {new['seeds']}")
     for name, version in new["versions"].items():
@@ -328,13 +318,6 @@ def line_changes(old, new):
     return changes
 
 
-def same_data(run, other):
-    """Whether two runs had the same images, whatever the names of their folders."""
-    data = run.settings["data"]
-    other_data = other.settings["data"]
-    return data["checksum"] == other_data["checksum"] and data["kind"] == other_data["kind"]
-
-
 def same_results(old, new):
     """Whether two experiments, {seed: {column: array}}, have the same losses and accuracies."""
     if old.keys() != new.keys():
@@ -352,7 +335,7 @@ def run_before(run):
         try:
             before = read_run(folder)
             has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
-            if has_finished and same_data(before, run):
+            if has_finished and before.settings["data"]["checksum"] == run.settings["data"]["checksum"]:
                 return before
         except (OSError, ValueError) as error:
             print(f"warning: {error}", file=sys.stderr)
@@ -460,7 +443,7 @@ def plot_experiment(run, name):
             column = f"{part}_{quantity}"
             label = f"{run.headings[column]} {cell(seeds, column)}"
             draw_curve(panels[quantity], seeds, column, {"label": label, "color": color, "marker": "o"})
-        finish_axes(panels[quantity], column)
+        finish_axes(panels[quantity], quantity)
         panels[quantity].legend(fontsize=8)
     axes = panels["rate"]
     if name in run.records:

@@ -24,7 +24,6 @@ from helpers import run as run_script
 from main import Experiment
 from model import CustomMLP, LeNet5
 
-COLUMNS = ("epoch", *plot.MEASURES, "seconds", "learning_rate")
 EPOCHS = 3
 CODE = {
     "main.py": "EPOCHS = 3\n\nEXPERIMENTS = [\n    Experiment(\n        LeNet5,\n        0.02,\n    ),\n]\n",
@@ -73,7 +72,7 @@ def make_run(folder, trainings, code=CODE, **changes):
     (folder / "settings.json").write_text(json.dumps(settings | changes), encoding="utf-8")
     for name, seeds in trainings.items():
         for seed, (rows, record) in seeds.items():
-            lines = [",".join(map(str, row)) for row in (COLUMNS, *rows)]
+            lines = [",".join(map(str, row)) for row in (plot.COLUMNS, *rows)]
             text = "\n".join(lines) + "\n"
             (folder / f"{name}-seed{seed}.csv").write_text(text, encoding="utf-8")
             if record is not None:
@@ -104,7 +103,7 @@ def only(trained, seed=0):
 def column(training, name):
     """A figure of all epochs, from the rows of a training."""
     rows, _ = training
-    return np.array([row[COLUMNS.index(name)] for row in rows])
+    return np.array([row[plot.COLUMNS.index(name)] for row in rows])
 
 
 def cells(lines):
@@ -129,7 +128,7 @@ def folder(tmp_path, trained):
 def test_read_run_gives_what_the_files_hold_in_the_order_of_the_settings(tmp_path, trained):
     run = shown(make_run(tmp_path / "1", trained, seeds=[1, 0]))
     assert list(run.stats) == ["LeNet5", "CustomMLP"] and list(run.stats["LeNet5"]) == [1, 0]
-    for name in COLUMNS:
+    for name in plot.COLUMNS:
         assert np.array_equal(run.stats["LeNet5"][1][name], column(trained["LeNet5"][1], name))
     assert np.array_equal(run.records["LeNet5"][0]["logits"], trained["LeNet5"][0][1]["logits"])
     assert run.code == {name: source.splitlines() for name, source in CODE.items()}
@@ -162,7 +161,7 @@ DAMAGED = {
     "no JSON": ("settings.json", b"{"),
     "of another program": ("settings.json", b'{"EXPERIMENTS": {}}'),
     "a column is missing": ("LeNet5-seed0.csv", b"epoch,train_loss,train_accuracy\n1,0.5,0.9\n"),
-    "a word": ("LeNet5-seed0.csv", f"{','.join(COLUMNS)}\n1,high,0.5,1,0.5,1,1\n".encode()),
+    "a word": ("LeNet5-seed0.csv", f"{','.join(plot.COLUMNS)}\n1,high,0.5,1,0.5,1,1\n".encode()),
     "no archive": ("LeNet5-seed0.npz", b"no archive"),
 }
 
@@ -320,7 +319,7 @@ def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_da
     make_run(tmp_path / "1", only(trained))
     make_run(tmp_path / "2", only(trained))
     make_run(tmp_path / "3", {"LeNet5": {0: (trained["LeNet5"][0][0], None)}})  # interrupted
-    for number, changes in (("4", {"checksum": "xyz"}), ("5", {"kind": "validation"})):
+    for number, changes in (("4", {"checksum": "xyz"}), ("5", {"checksum": "abc-10", "kind": "validation"})):
         data = {"description": "1,000 images from here", "kind": "test", "checksum": "abc"} | changes
         make_run(tmp_path / number, only(trained), data=data)
     make_run(tmp_path / "6", only(trained))
