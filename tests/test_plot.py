@@ -524,6 +524,8 @@ def test_layers_show_maps_strips_and_probabilities(folder, trained):
     assert steps_of(lenet) == ["input", filters, *layers, "probabilities of the digits"]
     assert steps_of(mlp)[1:3] == ["layers.1", "layers.3"] and mlp.get_title() == "CustomMLP"
     record = trained["LeNet5"][0][1]
+    most = np.abs(record["filters"]).max()
+    assert lenet.images[1].get_clim() == (-most, most)  # a weight of 0 is white
     conv1 = lenet.images[2].get_array().compressed()
     assert np.allclose(np.sort(conv1), np.sort(record["output_0"].ravel()))
     index = list(record["layer_names"]).index("fc1")
