@@ -115,6 +115,7 @@ FAULTS = {
     "dark border": with_border,
     "shadow": with_shadow,
     "soft shadow": with_soft_shadow,
+    "light on dark": lambda picture: ImageOps.invert(with_shadow(picture)),
     "light that falls off": lit,
     "frame": with_frame,
     "neighbour": with_neighbour,
@@ -134,25 +135,22 @@ def test_a_digit_in_a_corner_is_read_though_a_line_runs_through_the_picture(tmp_
     assert is_same(read(sheet, tmp_path), read(drawn(FOUR), tmp_path))
 
 
-@pytest.mark.parametrize("width", [2, 4, 8, 14])
+@pytest.mark.parametrize("width", [2, 8])
 def test_thin_strokes_become_as_wide_and_bright_as_mnists(tmp_path, width):
     digit = read(drawn(SEVEN, width=width), tmp_path)
     assert 1.5 < dataset.stroke_width(digit.numpy() / 255) < 3
     assert (digit > 200).sum() > 30
 
 
-def test_pale_strokes_become_full_ink(tmp_path):
-    pale = read(drawn(FOUR, ink=PAPER - 25), tmp_path)
-    assert is_same(pale, read(drawn(FOUR), tmp_path))
-    assert pale.max() > 240
-
-
-def test_pale_strokes_stand_out_from_grainy_paper(tmp_path):
+def test_pale_strokes_become_full_ink_on_smooth_and_on_grainy_paper(tmp_path):
     """Grains as bright as their neighbours are dark must not pass for the paper's own grey."""
-    pale = drawn(FOUR, ink=PAPER - 60).resize((150, 112))
+    pale = drawn(FOUR, ink=PAPER - 25)
+    coarse = drawn(FOUR, ink=PAPER - 60).resize((150, 112))
     noise = np.random.default_rng(0).normal(0, 8, (112, 150))
-    grainy = Image.fromarray((np.asarray(pale) + noise).clip(0, 255).astype(np.uint8))
-    assert is_same(read(grainy, tmp_path), read(drawn(FOUR), tmp_path))
+    grainy = Image.fromarray((np.asarray(coarse) + noise).clip(0, 255).astype(np.uint8))
+    for picture in (pale, grainy):
+        digit = read(picture, tmp_path)
+        assert is_same(digit, read(drawn(FOUR), tmp_path)) and digit.max() > 240
 
 
 def without_margin(picture):
@@ -192,13 +190,12 @@ def test_tightly_cut_digits_of_mnist_keep_all_their_strokes(tmp_path, test_set, 
     assert np.quantile(differences, 0.9) < 18
 
 
-def test_white_ink_on_nothing_is_seen(tmp_path):
-    ink = Image.eval(drawn(FIVE), lambda value: PAPER - value)
-    for grey, name in ((255, "white"), (0, "black")):
-        picture = Image.merge(
-            "LA", [Image.new("L", ink.size, grey), Image.eval(ink, lambda value: min(255, 2 * value))]
-        )
-        assert is_same(read(picture.convert("RGBA"), tmp_path), read(drawn(FIVE), tmp_path)), name
+def test_ink_of_any_colour_on_nothing_is_seen(tmp_path):
+    opacity = Image.eval(drawn(FIVE), lambda value: min(255, 2 * (PAPER - value)))
+    for colour in ("white", "black", "blue"):
+        picture = Image.new("RGBA", opacity.size, colour)
+        picture.putalpha(opacity)
+        assert is_same(read(picture, tmp_path), read(drawn(FIVE), tmp_path)), colour
 
 
 @pytest.mark.parametrize("fault", [lambda picture: picture, FAULTS["pale lines"], FAULTS["shadow"]])
@@ -221,26 +218,12 @@ def test_a_digit_of_several_parts_is_one(tmp_path):
     assert is_same(read(gap, tmp_path), read(drawn(FOUR), tmp_path))
 
 
-@pytest.mark.parametrize("light", [False, True])
-def test_the_digit_may_be_lighter_than_its_paper(tmp_path, light):
-    picture = with_shadow(drawn(FIVE))
-    picture = Image.eval(picture, lambda value: 255 - value) if light else picture
-    assert is_same(read(picture, tmp_path), read(drawn(FIVE), tmp_path))
-
-
-@pytest.mark.parametrize("name", ["big.jpg", "big.png"])
-def test_large_photos_are_read_upright(tmp_path, name):
-    big = drawn(FOUR, size=(300, 400)).resize((4000, 3000), Image.Resampling.BICUBIC)
+@pytest.mark.filterwarnings("error")
+def test_the_largest_photos_of_phones_are_read_upright(tmp_path):
+    large = drawn(FOUR).rotate(90, expand=True).resize((12000, 16000), Image.Resampling.NEAREST)
     exif = Image.Exif()
     exif[0x0112] = 6  # held upright, stored lying on its side
-    big.convert("RGB").rotate(90, expand=True).save(tmp_path / name, exif=exif)
-    digit = dataset.read_digit(tmp_path / name).int()
-    assert is_same(digit, read(drawn(FOUR), tmp_path))
-
-
-@pytest.mark.filterwarnings("error")
-def test_the_largest_photos_of_phones_are_read(tmp_path):
-    drawn(FOUR).resize((16000, 12000), Image.Resampling.NEAREST).save(tmp_path / "phone.jpg")
+    large.save(tmp_path / "phone.jpg", exif=exif)
     assert is_same(dataset.read_digit(tmp_path / "phone.jpg").int(), read(drawn(FOUR), tmp_path))
 
 
@@ -257,12 +240,12 @@ def test_a_picture_that_would_fill_the_memory_is_an_error_that_names_the_file(tm
     assert str(path) in str(error.value) and "pixels" in str(error.value)
 
 
-@pytest.mark.parametrize("options", PAPERS.values(), ids=PAPERS)
-def test_read_digit_gives_back_the_digit_that_was_redrawn(tmp_path, test_set, options):
+@pytest.mark.parametrize("name", ["light on dark", "gradient and noise"])
+def test_read_digit_gives_back_the_digit_that_was_redrawn(tmp_path, test_set, name):
     differences = []
     for index in range(20):
         digit = test_set.images[index].numpy()
-        paper(digit, **options, seed=index).save(tmp_path / "digit.png")
+        paper(digit, **PAPERS[name], seed=index).save(tmp_path / "digit.png")
         read = dataset.read_digit(tmp_path / "digit.png")
         assert read.shape == (28, 28) and read.dtype == torch.uint8
         differences.append(np.abs(read.numpy().astype(int) - digit).mean())
@@ -283,36 +266,14 @@ def test_read_digit_is_prepared_like_mnist(tmp_path, test_set):
             assert abs((marginal @ torch.arange(28.0).double()) / marginal.sum() - 14) <= 0.6
 
 
-def test_colours_transparency_and_orientation_are_read(tmp_path, test_set):
-    grey = paper(test_set.images[3].numpy())
-    grey.save(tmp_path / "grey.png")
-    expected = dataset.read_digit(tmp_path / "grey.png")
-    ink = grey.point(lambda value: 255 - value)
-    blue = Image.merge("RGBA", [Image.new("L", grey.size, 0)] * 2 + [Image.new("L", grey.size, 90), ink])
-    blue.save(tmp_path / "drawing.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # held upright, stored lying on its side
-    grey.rotate(90, expand=True).save(tmp_path / "phone.jpg", exif=exif, quality=95)
-    for name in ("drawing.png", "phone.jpg"):
-        assert (dataset.read_digit(tmp_path / name).int() - expected.int()).abs().float().mean() < 6
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("noise", [0, 8])
-def test_paper_without_a_digit_is_an_error_that_names_the_file(tmp_path, noise):
-    path = tmp_path / "empty.png"
-    paper(np.eye(28, dtype=np.uint8), gradient=0.4, noise=noise).save(path)  # ink that nobody can see
-    with pytest.raises(UserError) as error:
-        dataset.read_digit(path)
-    assert str(path) in str(error.value)
-
-
 NOT_A_DIGIT = {
     "only light and shadow": lambda: lit(Image.new("L", (400, 300), PAPER)),
+    "only noise": lambda: paper(np.eye(28, dtype=np.uint8), noise=8),  # ink that nobody can see
     "16 bits": lambda: Image.fromarray(np.asarray(drawn(FOUR)).astype(np.uint16) * 100),
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("picture", NOT_A_DIGIT.values(), ids=NOT_A_DIGIT)
 def test_what_is_no_digit_is_an_error_that_names_the_file(tmp_path, picture):
     with pytest.raises(UserError) as error:
