@@ -566,7 +566,7 @@ def with_digits(training, names):
     """A training with answers to one's own digits: 7 to each."""
     count = len(names)
     logits = np.zeros((count, 10), dtype=np.float32)
-    logits[:, 7] = 5
+    logits[:, 7] = 6
     rows, record = training
     digits = {
         "digit_names": np.array(names),
@@ -584,7 +584,7 @@ NO_TRUE_DIGITS = ["a.png", "$b$.png", "28.png", "2nd try.png", "7a.png", "IMG_7.
 def test_digits_show_picture_prepared_image_and_answers(tmp_path, trained):
     names = [*TRUE_DIGITS, *NO_TRUE_DIGITS]
     folder = make_run(tmp_path / "1", {"LeNet5": {0: with_digits(trained["LeNet5"][0], names)}})
-    probability = np.exp(5) / (np.exp(5) + 9)
+    probability = np.exp(6) / (np.exp(6) + 9)
     answer = f"7 ({100 * probability - 0.005:.2f}%)"  # rounded down
     expected = [f"{answer} {TRUE_DIGITS.get(name, '')}".strip() for name in names]
     for axes, name, text in zip(shown(folder, "my_digits").axes, names, expected):
