@@ -449,7 +449,7 @@ def test_near_values_are_told_apart_far_from_and_without_another_curve(tmp_path)
     accuracy = shown(write_curves(tmp_path / "1", curves), "comparison").axes[2]
     low, high = (accuracy.transData.transform((3, error))[1] for error in (1.0, 0.8))
     assert (high - low) / accuracy.bbox.height > 0.03
-    near = write_curves(tmp_path / "2", {"A": [(0.031, 0.9911), (0.03, 0.9913)]})
+    near = write_curves(tmp_path / "2", {"A": [(0.55, 0.9911), (0.16, 0.9913)]})
     for axes in (accuracy, *shown(near, "A").axes[:2]):
         low, high = sorted(axes.get_ylim())
         assert len([tick for tick in axes.get_yticks() if low <= tick <= high]) >= 3
