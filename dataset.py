@@ -237,8 +237,10 @@ def read_images(tar_path):
 def read_cache(cache_path, source):
     """Return the images and labels in a cache, a dict of arrays. Return None if there is none, if it was made
     from another tar or by another version of this module, or if it is damaged, as its checksums tell."""
-    with suppress(Exception), np.load(cache_path) as cache:  # numpy and zipfile raise many kinds
-        if cache["source"] == source:
+    # numpy and zipfile raise many kinds
+    with suppress(Exception), open(cache_path, "rb") as file, np.load(file) as cache:
+        # numpy reads no further than a stored shape says, so a damaged one would escape its own check
+        if cache.zip.testzip() is None and cache["source"] == source:
             return {"images": cache["images"], "labels": cache["labels"]}
     return None
 

@@ -736,6 +736,8 @@ def test_a_damaged_cache_is_made_anew(tar_path, train_set):
     damaged = [with_flipped_bit(whole, position) for position in positions]
     damaged += [whole[:position] for position in positions]
     damaged += [whole[784:], whole[:1000] + whole[1784:], b"no images"]
+    damaged.append(whole.replace(b"(30, 28, 28)", b"(20, 28, 28)"))  # fewer images, as numpy would read them
+    assert damaged[-1] != whole
     for content in damaged:
         cache_of(tar_path).write_bytes(content)
         assert_same_images(tar_path, train_set)
