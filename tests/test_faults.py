@@ -94,15 +94,15 @@ def assert_group_ends(process, seconds):
 
 # Rows of a caller, as those of report/study.py, which main.py does not have.
 CALLER = """
-import sys, torch, main
+import sys, torch, torch._dynamo, main
 from main import AUGMENTATION, CustomMLP, Experiment, LeNet5, RegularizedLeNet5
 
 def compiled():
     return torch.compile(LeNet5(), backend="eager")
 
 EXPERIMENTS = [
-    Experiment("short", CustomMLP, 0.01, epochs=1),
-    Experiment("compiled", compiled, 0.02, epochs=1),
+    Experiment("short", CustomMLP, 0.01, epochs=3),
+    Experiment("compiled", compiled, 0.02, epochs=2),
     Experiment("long", RegularizedLeNet5, 0.05, transform=AUGMENTATION, epochs=4),
 ]
 
@@ -158,7 +158,8 @@ def test_figures_and_weights_do_not_depend_on_the_workers(trained, trained_here,
 def test_the_longest_training_starts_first(trained):
     _, out = trained["forked"]
     lines = re.findall("^(short|compiled|long) +0 ", out, re.MULTILINE)
-    assert lines.index("long") < lines.index("short")  # though it stands behind it in the table
+    others = [index for index, name in enumerate(lines) if name != "long"]
+    assert lines.index("long") < others[-1]  # in the order of the table, both others would end before
     assert lines.count("long") == 4
 
 
@@ -177,12 +178,13 @@ def test_rows_that_cannot_reach_a_spawned_process_are_named(monkeypatch):
 def test_interrupted_runs_are_plotted_and_leave_no_process(start, tmp_path):
     """Ctrl-C with forked workers, SIGTERM with one worker, Ctrl-C with spawned workers."""
     processes = {}
-    for name, workers, command in (("a", 2, FORKING), ("b", 1, FORKING), ("c", 2, SPAWNING)):
+    ways = (("forked", 2, FORKING), ("alone", 1, FORKING), ("spawned", 2, SPAWNING))
+    for name, workers, command in ways:
         constants = {"EPOCHS": "1000", "WORKERS": str(workers), "EXPERIMENTS": TWO_ROWS}
         processes[name] = start(command=command, folder=tmp_path / name, **constants)
     for name, process in processes.items():
-        wait_for_epochs(process, 1 if name == "b" else 2)
-        if name == "b":
+        wait_for_epochs(process, 1 if name == "alone" else 2)
+        if name == "alone":
             process.send_signal(signal.SIGTERM)
         else:  # Ctrl-C in a terminal reaches the whole group, and here twice
             os.killpg(process.pid, signal.SIGINT)
