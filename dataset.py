@@ -122,9 +122,9 @@ def kind_of(value):
 
 
 def batches(image_set, batch_size, shuffle=False, drop_last=False):
-    """Return a loader of images (B, 1, 28, 28) and labels (B,). With lists of
-    indices from its sampler and no batch_size of its own, it asks the Dataset for a whole batch at once,
-    which is many times faster. drop_last leaves out an incomplete last batch."""
+    """Return a loader of images (B, 1, 28, 28) and labels (B,). Its sampler gives it lists of indices, so
+    it asks the Dataset for a whole batch at once, which is many times faster, and needs no batch_size of its
+    own. drop_last leaves out an incomplete last batch."""
     sampler = RandomSampler(image_set) if shuffle else SequentialSampler(image_set)
     return DataLoader(image_set, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last))
 
@@ -239,7 +239,7 @@ def read_cache(cache_path, source):
     from another tar or by another version of this module, or if it is damaged, as its checksums tell."""
     # numpy and zipfile raise many kinds
     with suppress(Exception), open(cache_path, "rb") as file, np.load(file) as cache:
-        # numpy reads no further than a stored shape says, so a damaged one would escape its own check
+        # numpy reads only as much as a stored shape asks for: a damaged shape would escape the checksum
         if cache.zip.testzip() is None and cache["source"] == source:
             return {"images": cache["images"], "labels": cache["labels"]}
     return None

@@ -3,7 +3,7 @@
     python main.py              a line per epoch, a table and curves, in a new folder: results/1, 2, ...
     python main.py photo.jpg    which digit do the models of the newest run see in this picture?
 
-Edit the settings in main.py and run it again: it compares the two runs. As they are, a run takes 90
+Edit the settings in main.py and run it again: it compares the two runs. Unedited, a run takes 90
 seconds on two cores: LeNet5 99.30%, CustomMLP 97.55%, RegularizedLeNet5 99.43% of the test images."""
 
 import argparse
@@ -57,7 +57,7 @@ class Experiment:
 
     name: str  # in tables, pictures and the names of files
     model: Callable[..., nn.Module]  # a class that maps images (B, 1, 28, 28) to logits (B, 10), see model.py
-    learning_rate: float  # its peak, see build; 0.005 to 0.03, with batch norm to 0.1; for Adam a tenth
+    learning_rate: float  # its peak, see build; 0.005 to 0.03, with batch norm up to 0.1; a tenth for Adam
     options: dict = field(default_factory=dict)  # arguments of the model
     transform: Callable | None = None  # changes the training images, batch by batch, such as AUGMENTATION
     loss: Callable = nn.CrossEntropyLoss()  # what training minimizes; testing reports cross-entropy
@@ -562,7 +562,7 @@ def describe(error):
     own_line = ""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename).resolve()
-        if path.parent == dataset.PROJECT and path.suffix == ".py":  # a compiled module may name another file
+        if path.parent == dataset.PROJECT and path.suffix == ".py":  # not a .pyx of numpy, without a path
             own_line = f" ({path.name}, line {frame.lineno}: {frame.line})"
     return f"{type(error).__name__}: {text}{own_line}"
 
@@ -750,7 +750,7 @@ def ask(paths):
     digits = {part: np.asarray(values) for part, values in digits.items()}
     picture = results_dir / "my_digits.png"
     print("\n".join(plot.digit_table(digits, logits)))
-    plot.draw_digits(digits, logits, picture)
+    plot.draw(picture, plot.plot_digits, digits, logits)
     print(f"\nThe models are those of {run.folder}. {picture} shows what they saw.")
     all_answered = len(logits) == len(EXPERIMENTS) and len(digits["names"]) == len(paths)
     return 0 if all_answered else 1

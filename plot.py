@@ -14,7 +14,7 @@ import re
 import sys
 import textwrap
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -768,11 +768,6 @@ def plot_digits(digits, logits):
     return figure
 
 
-def draw_digits(digits, logits, path):
-    """Write the picture of `plot_digits` to a PNG file."""
-    draw(path, plot_digits, digits, logits)
-
-
 def digit_answers(digits, logits, index):
     """Return {model: its answer to one digit, with its probability}, as strings. If the picture's name
     begins with the true digit, as 7.png or 7_a.jpg, the answer ends in "right" or "wrong"."""
@@ -825,7 +820,7 @@ def show_run(folder):
     if before is not None:
         edit = find_edit(before, run)
         if before.settings["seeds"] != run.settings["seeds"]:
-            edit.experiments.clear()  # other seeds change the results, too
+            edit = replace(edit, experiments=[])  # other seeds change the results, too
         lines += edit_lines(edit)
     text = "\n".join([*lines, *details(run)])
     (run.folder / "summary.md").write_text(f"{text}\n", encoding="utf-8")
@@ -878,7 +873,7 @@ def main(arguments):
         if len(folders) == 2:
             compare_runs(*folders)
             return 0
-        folders += run_folders(RESULTS)
+        folders += run_folders(RESULTS)  # the run that is named, or else the newest, is the first
         if not folders:
             raise FileNotFoundError(f"no run is in {RESULTS}: first run main.py")
         return 0 if show_run(folders[0]) else 1

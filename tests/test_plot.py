@@ -596,7 +596,8 @@ def test_digits_show_picture_prepared_image_and_answers(tmp_path, trained):
     digits = {part: record[f"digit_{part}"] for part in ("names", "images", "originals")}
     table = cells(plot.digit_table(digits, {"LeNet5": record["digit_logits"]}))
     assert table == [["picture", "LeNet5"], *([name, text] for name, text in zip(names, expected))]
-    plot.draw_digits(digits, {"LeNet5": record["digit_logits"]}, tmp_path / "digits.png")
+    logits = {"LeNet5": record["digit_logits"]}
+    assert plot.draw(tmp_path / "digits.png", plot.plot_digits, digits, logits)
     assert (tmp_path / "digits.png").stat().st_size > 10_000
 
 
