@@ -3,7 +3,8 @@
     python plot.py        show the newest run in results/ again
     python plot.py 3      show run 3, the folder results/3, again
     python plot.py 3 5    what changed from run 3 to run 5, and what did it do?
-"""
+
+Nothing is trained here, and no picture of a run needs its models: its files hold all."""
 
 import argparse
 import csv
@@ -395,10 +396,25 @@ MARKERS = ("o", "^", "s", "x", "v", "d")
 
 # For names in Korean, Chinese and Japanese: what Windows, macOS and Linux bring.
 FONTS = (
-    "Malgun Gothic", "Microsoft YaHei", "Microsoft JhengHei", "SimHei", "Yu Gothic", "MS Gothic",
-    "Apple SD Gothic Neo", "PingFang SC", "Hiragino Sans GB", "Hiragino Sans", "Arial Unicode MS",
-    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Droid Sans Fallback", "NanumGothic",
-    "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "IPAGothic",
+    "Malgun Gothic",
+    "Microsoft YaHei",
+    "Microsoft JhengHei",
+    "SimHei",
+    "Yu Gothic",
+    "MS Gothic",
+    "Apple SD Gothic Neo",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Hiragino Sans",
+    "Arial Unicode MS",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans CJK KR",
+    "Droid Sans Fallback",
+    "NanumGothic",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "IPAGothic",
 )
 
 

@@ -57,7 +57,9 @@ def edit(path, **constants):
     for name, value in constants.items():
         line = f"{name} = {value}\n"
         # a value ends where the next line is not indented and does not close a bracket
-        text, count = re.subn(rf"^{name} = .*\n([ }})\]].*\n)*", lambda _: line, text, flags=re.MULTILINE)
+        text, count = re.subn(
+            rf"^{name} = .*\n([ }})\]].*\n)*", lambda _, line=line: line, text, flags=re.MULTILINE
+        )
         assert count == 1, name
     path.write_text(text, encoding="utf-8")
 

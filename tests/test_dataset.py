@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import normalize, to_tensor
 
 import dataset
-from dataset import UserError, MNIST
+from dataset import MNIST, UserError
 from helpers import idx
 
 
@@ -103,9 +103,7 @@ def test_images_are_scaled_then_normalized_as_torchvision_does_it(test_set):
         assert label.shape == () and label.dtype == torch.int64 and label == test_set.labels[index]
 
 
-@pytest.mark.parametrize(
-    "index", [[4, 2, 0], torch.tensor([4, 2, 0]), slice(10, 20), [-1, 3], []], ids=str
-)
+@pytest.mark.parametrize("index", [[4, 2, 0], torch.tensor([4, 2, 0]), slice(10, 20), [-1, 3], []], ids=str)
 def test_list_tensor_and_slice_give_batches(test_set, index):
     images, labels = test_set[index]
     chosen = list(range(len(test_set)))[index] if isinstance(index, slice) else [int(i) for i in index]
@@ -330,7 +328,7 @@ def test_an_image_with_a_flipped_bit_anywhere_or_cut_anywhere_is_an_error(form):
         damaged = bytearray(content)
         damaged[position] ^= 1 << position % 8
         for wrong in (bytes(damaged), content[:position]):
-            with pytest.raises(Exception):
+            with pytest.raises(Exception):  # noqa: B017, Pillow raises many kinds
                 dataset.decode(wrong)
 
 
@@ -788,5 +786,3 @@ def test_processes_that_keep_images_at_the_same_time_do_not_disturb_each_other(t
     in_processes(4, read)
     assert_same_images(tar_path, train_set)
     assert cache_of(tar_path)
-
-

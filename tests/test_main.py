@@ -183,9 +183,7 @@ def test_from_another_folder_all_is_the_same(tmp_path):
     folder = tmp_path / "project"
     folder.mkdir()
     row = '[Experiment("A", CustomMLP, 0.01)]'
-    copy_project(
-        folder, sample=False, EPOCHS="1", SEEDS="(0, 1)", VALIDATION_IMAGES="3000", EXPERIMENTS=row
-    )
+    copy_project(folder, sample=False, EPOCHS="1", SEEDS="(0, 1)", VALIDATION_IMAGES="3000", EXPERIMENTS=row)
     try:
         (tmp_path / "train.py").symlink_to(folder / "main.py")
     except OSError:  # Windows may refuse
@@ -592,9 +590,7 @@ def test_dropout_is_on_in_training_and_off_in_testing(test_set):
     assert main.test(*arguments) == main.test(*arguments)
 
 
-@pytest.mark.parametrize(
-    "images, batch_size, steps", [(65, 32, 2), (20, 1, 20)]
-)
+@pytest.mark.parametrize("images, batch_size, steps", [(65, 32, 2), (20, 1, 20)])
 def test_incomplete_batches_are_left_out_of_training(
     tmp_path, train_set, test_set, images, batch_size, steps
 ):
