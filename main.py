@@ -199,7 +199,7 @@ HEADINGS = (
 )
 PROGRESS = (
     "{name:<22}  {seed:>4}  {epoch:>4}/{epochs:<2}  {train_loss:>14.4f}  {train_accuracy:>8.2%}  "
-    "{val_loss:>16.4f}  {val_accuracy:>8.2%}  {seconds:>7.1f}"
+    "{eval_loss:>16.4f}  {eval_accuracy:>8.2%}  {seconds:>7.1f}"
 )
 
 
@@ -227,13 +227,13 @@ def run_training(experiment, images, seed, folder, quiet=False):
         start = time.perf_counter()
         train_loss, train_accuracy = train(model, train_loader, device, experiment.loss, optimizer, scheduler)
         refresh_batch_norm(model, images.train_set, experiment)
-        val_loss, val_accuracy = test(model, test_loader, device, nn.CrossEntropyLoss())
+        eval_loss, eval_accuracy = test(model, test_loader, device, nn.CrossEntropyLoss())
         results = {
             "epoch": epoch,
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
-            "val_loss": val_loss,  # of the test images, unless VALIDATION_IMAGES are held out
-            "val_accuracy": val_accuracy,
+            "eval_loss": eval_loss,  # of the test images, unless VALIDATION_IMAGES are held out
+            "eval_accuracy": eval_accuracy,
             "seconds": time.perf_counter() - start,
             "learning_rate": float(scheduler.get_last_lr()[0]),
         }
@@ -395,6 +395,8 @@ def dry_run(experiment, images):
     model.load_state_dict(weights)
     restored_logits = predict(model, few.test_set.images, experiment.device)
     return {
+        "row": repr(experiment),
+        "epochs": experiment.epochs,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": time_batch(experiment, loader, model, optimizer) * len(loader) * experiment.epochs,
         "warnings": warnings_about(experiment, logits, restored_logits),
@@ -663,24 +665,15 @@ def try_experiments(pool):
 def start_run(code, data, facts):
     """Make the folder of a run, named by the next number. Write settings.json and copies of the code into it.
     Return its path."""
-    experiments = {}
-    for experiment in EXPERIMENTS:
-        experiments[experiment.name] = {
-            "epochs": experiment.epochs,
-            "parameters": facts[experiment.name]["parameters"],
-            "row": repr(experiment),
-        }
     settings = {
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "data": data,
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        **data,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
         "seeds": sorted(int(seed) for seed in SEEDS),
         "baseline": BASELINE,
-        "experiments": experiments,
+        "experiments": facts,
     }
     text = json.dumps(settings, indent=2)
     results_dir = dataset.in_project(RESULTS_DIR)

@@ -24,7 +24,8 @@ import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
-MEASURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+MEASURES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
+VERSIONS = ("python", "torch", "numpy")  # in settings.json
 COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
 
 # So that no table and no picture grows without bound:
@@ -51,7 +52,7 @@ class Run:
     @property
     def data(self):
         """What it was trained and tested on, as a sentence."""
-        return self.settings["data"]["description"]
+        return self.settings["description"]
 
     @property
     def title(self):
@@ -62,7 +63,7 @@ class Run:
     @property
     def headings(self):
         """{column of a CSV: what tables and axes call it}."""
-        kind = self.settings["data"]["kind"]
+        kind = self.settings["kind"]
         return dict(zip(MEASURES, ("training loss", "training accuracy", f"{kind} loss", f"{kind} accuracy")))
 
 
@@ -185,7 +186,7 @@ def unit_of(differences):
 
 def summary(run):
     """Return what was reached, as lines: a table of the last epochs, and remarks."""
-    kind = run.settings["data"]["kind"]
+    kind = run.settings["kind"]
     baseline = run.settings["baseline"]
     count = len(run.settings["seeds"])
     how = f"mean ± standard deviation of {count} seeds" if count > 1 else "1 seed"
@@ -194,9 +195,9 @@ def summary(run):
     for name, seeds in run.stats.items():
         gain = ""
         if name != baseline and is_finished(run, name) and is_finished(run, baseline):
-            gain = difference(run.stats[baseline], seeds, "val_accuracy")
+            gain = difference(run.stats[baseline], seeds, "eval_accuracy")
             gains.append(gain)
-        row = [name, *(cell(seeds, column) for column in ("train_accuracy", "val_loss", "val_accuracy"))]
+        row = [name, *(cell(seeds, column) for column in ("train_accuracy", "eval_loss", "eval_accuracy"))]
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
         table.append([*row, gain, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.settings['date']}: {run.data}", f"Last epoch, {how}", ""]
@@ -219,8 +220,8 @@ def training_remarks(run):
                 epochs = f"{len(columns['epoch'])} of {facts['epochs']} epochs"
                 lines.append(f"Not finished: {name}, seed {seed}: {epochs}")
                 continue
-            has_high_loss = columns["val_loss"][-1] > 0.95 * LOSS_OF_GUESSING
-            if has_high_loss and columns["val_accuracy"][-1] < 0.2:
+            has_high_loss = columns["eval_loss"][-1] > 0.95 * LOSS_OF_GUESSING
+            if has_high_loss and columns["eval_accuracy"][-1] < 0.2:
                 advice = "try another learning_rate or activation, and no softmax at the end"
                 lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
     return lines
@@ -271,15 +272,14 @@ def find_edit(before, after):
     changes = code_changes(before.code, after.code)
     old = before.settings
     new = after.settings
-    if old["data"]["checksum"] != new["data"]["checksum"]:
+    if old["checksum"] != new["checksum"]:
         others = "other images" if after.data == before.data else after.data
         changes.append(f"data: {before.data} -> {others}")
     if old["seeds"] != new["seeds"]:
         changes.append(f"seeds: {old['seeds']} -> {new['seeds']}")
-    for name, version in new["versions"].items():
-        old_version = old["versions"].get(name)
-        if version != old_version:
-            changes.append(f"{name}: {old_version} -> {version}")
+    for name in VERSIONS:
+        if old[name] != new[name]:
+            changes.append(f"{name}: {old[name]} -> {new[name]}")
     experiments = []
     unfinished = []
     for name in new["experiments"]:
@@ -336,7 +336,7 @@ def run_before(run):
         try:
             before = read_run(folder)
             has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
-            if has_finished and before.settings["data"]["checksum"] == run.settings["data"]["checksum"]:
+            if has_finished and before.settings["checksum"] == run.settings["checksum"]:
                 return before
         except (OSError, ValueError) as error:
             print(f"warning: {error}", file=sys.stderr)
@@ -371,7 +371,7 @@ def edit_lines(edit):
 
 def edit_table(edit):
     """Return a table of the experiments that an edit has changed, before and after it, as lines."""
-    kind = edit.after.settings["data"]["kind"]
+    kind = edit.after.settings["kind"]
     table = [["experiment", "run", f"{kind} acc", "change", f"{kind} loss", "change"]]
     for name in edit.experiments:
         old = edit.before.stats.get(name)
@@ -379,11 +379,11 @@ def edit_table(edit):
         accuracy = loss = ""
         if old:
             number = edit.before.folder.name
-            table.append([name, number, cell(old, "val_accuracy"), "", cell(old, "val_loss"), ""])
-            accuracy = difference(old, new, "val_accuracy")
-            loss = difference(old, new, "val_loss")
+            table.append([name, number, cell(old, "eval_accuracy"), "", cell(old, "eval_loss"), ""])
+            accuracy = difference(old, new, "eval_accuracy")
+            loss = difference(old, new, "eval_loss")
         number = edit.after.folder.name
-        table.append([name, number, cell(new, "val_accuracy"), accuracy, cell(new, "val_loss"), loss])
+        table.append([name, number, cell(new, "eval_accuracy"), accuracy, cell(new, "eval_loss"), loss])
     return [*markdown(table), "", f"change in accuracy: {unit_of(row[3] for row in table)}"]
 
 
@@ -455,7 +455,7 @@ def plot_experiment(run, name):
     figure = new_figure(8.6, 5.6, f"{name}\n{run.title}")
     panels = figure.subplot_mosaic([["loss", "accuracy"], ["rate", "rate"]], height_ratios=[4, 1])
     for quantity in ("loss", "accuracy"):
-        for part, color in zip(("train", "val"), COLORS):
+        for part, color in zip(("train", "eval"), COLORS):
             column = f"{part}_{quantity}"
             label = f"{run.headings[column]} {cell(seeds, column)}"
             draw_curve(panels[quantity], seeds, column, {"label": label, "color": color, "marker": "o"})
@@ -497,11 +497,11 @@ def plot_panels(run, title, names, before=None):
     curves = []
     for name in names:
         seeds = run.stats[name]
-        label = f"{name}  {cell(seeds, 'val_accuracy')}"
+        label = f"{name}  {cell(seeds, 'eval_accuracy')}"
         if before is not None and name in before.stats:
             old = before.stats[name]
-            old_label = f"{name}, run {before.folder.name}  {cell(old, 'val_accuracy')}"
-            label += f" ({difference(old, seeds, 'val_accuracy')})"
+            old_label = f"{name}, run {before.folder.name}  {cell(old, 'eval_accuracy')}"
+            label += f" ({difference(old, seeds, 'eval_accuracy')})"
             style = {"label": old_label, "linestyle": "--", "markerfacecolor": "white"}
             curves.append((old, style | styles[name]))
         curves.append((seeds, {"label": label} | styles[name]))
@@ -510,7 +510,7 @@ def plot_panels(run, title, names, before=None):
     rows = math.ceil(len(curves) / columns)
     figure = new_figure(10, 7.5 + 0.2 * (rows + title.count("\n")), title)
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
-    for axes, column in zip(panels.flat, ("train_loss", "val_loss", "train_accuracy", "val_accuracy")):
+    for axes, column in zip(panels.flat, ("train_loss", "eval_loss", "train_accuracy", "eval_accuracy")):
         for seeds, style in curves:
             draw_curve(axes, seeds, column, style)
         axes.set_title(run.headings[column])

@@ -84,7 +84,7 @@ def study_tables(folder):
     stats = read_stats(folder)
     table = [["row", "training accuracy", "test loss", "test accuracy", *GAIN]]
     for name, seeds in stats.items():
-        cells = [plot.cell(seeds, column) for column in ("train_accuracy", "val_loss", "val_accuracy")]
+        cells = [plot.cell(seeds, column) for column in ("train_accuracy", "eval_loss", "eval_accuracy")]
         table.append([name, *cells, *gain(stats["LeNet5"], seeds)])
     further = [["row", "compared with", *GAIN]]
     for name, other in FURTHER:
@@ -97,11 +97,11 @@ def gain(before, after):
     error (SE) of the mean of the differences, seed by seed."""
     if before is after:
         return ["", "", ""]
-    old, _ = plot.values_of(before, "val_accuracy")
-    new, _ = plot.values_of(after, "val_accuracy")
+    old, _ = plot.values_of(before, "eval_accuracy")
+    new, _ = plot.values_of(after, "eval_accuracy")
     ratio = (new - old).mean() / ((new - old).std(ddof=1) / len(SEEDS) ** 0.5)
     helps = "yes" if ratio > T_QUANTILE else "no"
-    return [plot.difference(before, after, "val_accuracy"), f"{ratio:+.1f}", helps]
+    return [plot.difference(before, after, "eval_accuracy"), f"{ratio:+.1f}", helps]
 
 
 def run():

@@ -95,7 +95,7 @@ def rows(path):
 
 def figures(path):
     """The columns of a CSV that a seed decides."""
-    columns = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    columns = ("epoch", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
     return [[row[column] for column in columns] for row in rows(path)]
 
 

@@ -67,7 +67,7 @@ def test_results_folder_holds_the_files_of_every_training(results):
 def test_training_on_the_sample_reaches_a_sensible_accuracy(results):
     for path in results.glob("*.csv"):
         first, last = rows(path)
-        assert float(last["val_accuracy"]) > (0.8 if "MLP" in path.name else 0.92)
+        assert float(last["eval_accuracy"]) > (0.8 if "MLP" in path.name else 0.92)
         assert float(last["train_accuracy"]) > float(first["train_accuracy"])
         assert float(last["train_loss"]) < float(first["train_loss"])
 
@@ -79,8 +79,8 @@ def test_saved_weights_and_answers_are_those_that_were_tested(results, test_set,
     model.load_state_dict(torch.load(f"{path}.pt", weights_only=True))
     loss, accuracy = main.test(model, dataset.batches(test_set, 1000), "cpu", cross_entropy)
     last = rows(Path(f"{path}.csv"))[-1]
-    assert float(last["val_loss"]) == pytest.approx(loss, rel=1e-5)
-    assert float(last["val_accuracy"]) == pytest.approx(accuracy)
+    assert float(last["eval_loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(last["eval_accuracy"]) == pytest.approx(accuracy)
     record = np.load(f"{path}.npz")
     with torch.no_grad():
         logits = model(test_set[:][0])
@@ -120,8 +120,8 @@ def test_settings_tell_data_seeds_rows_and_versions(results):
     assert parameters == [61706, 61720, 62158]
     row = settings["experiments"]["RegularizedLeNet5"]
     assert row["epochs"] == 2 and "weight_decay" in row["row"] and "elastic=0.4" in row["row"]
-    assert settings["data"]["kind"] == "test"
-    assert settings["versions"]["torch"] == torch.__version__
+    assert settings["kind"] == "test"
+    assert settings["torch"] == torch.__version__
 
 
 def test_images_show_what_each_transform_makes_of_the_training_images(results, train_set):
@@ -143,7 +143,7 @@ def test_prints_every_epoch_the_table_and_the_pictures(finished, results):
         assert len(mine) == 2
         for number, (line, row) in enumerate(zip(mine, rows(path)), start=1):
             assert f"{number}/2" in line
-            assert f"{float(row['val_accuracy']):.2%}" in line and f"{float(row['train_loss']):.4f}" in line
+            assert f"{float(row['eval_accuracy']):.2%}" in line and f"{float(row['train_loss']):.4f}" in line
     table = (results / "summary.md").read_text(encoding="utf-8").partition("\n\n## ")[0]
     assert table in out
     for model_class in (LeNet5, CustomMLP, RegularizedLeNet5):
@@ -192,7 +192,7 @@ def test_from_another_folder_all_is_the_same(tmp_path):
     assert process.returncode == 0, process.stderr
     assert "sample" in process.stderr
     settings = json.loads((results_of(folder) / "settings.json").read_text(encoding="utf-8"))
-    assert "1,000 training" in settings["data"]["description"]
+    assert "1,000 training" in settings["description"]
     # nothing of the failed download is left
     assert [path.name for path in (folder / "data").iterdir()] == ["sample"]
     assert " ? " in process.stdout
@@ -533,7 +533,7 @@ OWN_ROWS = [row(Tutorial, 0.02, epochs=2), row(LeNet5, 0.003, epochs=2, optimize
 def test_ones_own_model_and_another_optimizer_train(train_set, test_set, tmp_path, own_row):
     few = train_set.subset(slice(1000))
     first, last = train_here(own_row, few, test_set, tmp_path)
-    assert float(last["train_loss"]) < float(first["train_loss"]) and float(last["val_accuracy"]) > 0.3
+    assert float(last["train_loss"]) < float(first["train_loss"]) and float(last["eval_accuracy"]) > 0.3
 
 
 def test_train_and_test_serve_a_loop_of_ones_own(test_set):
@@ -603,7 +603,7 @@ def test_incomplete_batches_are_left_out_of_training(
 def test_every_test_image_counts(tmp_path, train_set):
     images = train_set.subset(slice(1001))  # one more than a batch
     (figures,) = train_here(row(CustomMLP), images, images, tmp_path)
-    accuracy = float(figures["val_accuracy"])
+    accuracy = float(figures["eval_accuracy"])
     assert 0 < accuracy < 1 and accuracy * 1001 == pytest.approx(round(accuracy * 1001), abs=0.002)
 
 
@@ -615,14 +615,14 @@ def test_augmentation_is_for_the_training_images_of_its_experiment_only(tmp_path
     loss, _ = main.test(LeNet5(), dataset.batches(few, 1000), "cpu", nn.CrossEntropyLoss())
     assert float(still["train_loss"]) == pytest.approx(loss, rel=1e-5)
     assert float(moved["train_loss"]) != pytest.approx(loss, rel=1e-4)
-    assert moved["val_loss"] == still["val_loss"]
+    assert moved["eval_loss"] == still["eval_loss"]
 
 
 def test_another_loss_is_trained_with_and_testing_reports_cross_entropy(tmp_path, train_set, test_set):
     plain = one_epoch(train_set, test_set, tmp_path)
     smooth = one_epoch(train_set, test_set, tmp_path, loss=nn.CrossEntropyLoss(label_smoothing=0.5))
     assert plain["train_loss"] != smooth["train_loss"]
-    assert plain["val_loss"] == smooth["val_loss"]
+    assert plain["eval_loss"] == smooth["eval_loss"]
 
 
 def test_a_transform_may_work_in_place(tmp_path, train_set, test_set):
@@ -631,7 +631,7 @@ def test_a_transform_may_work_in_place(tmp_path, train_set, test_set):
 
     for _ in range(2):  # the training images stay as they are
         figures = one_epoch(train_set, test_set, tmp_path, transform=darken)
-        assert figures["val_loss"] == one_epoch(train_set, test_set, tmp_path)["val_loss"]
+        assert figures["eval_loss"] == one_epoch(train_set, test_set, tmp_path)["eval_loss"]
     versions = np.load(tmp_path / "my model-seed0.npz")
     assert np.array_equal(versions["originals"], train_set.images[:8])
 

@@ -63,8 +63,12 @@ def make_run(folder, trainings, code=CODE, **changes):
     facts = {"epochs": EPOCHS, "parameters": 61706, "row": "Experiment(...)"}
     settings = {
         "date": "2026-01-01 12:00:00",
-        "data": {"description": "1,000 images from here", "kind": "test", "checksum": "abc"},
-        "versions": {"python": "3.11.7", "torch": "2.14.1", "numpy": "2.4.6"},
+        "description": "1,000 images from here",
+        "kind": "test",
+        "checksum": "abc",
+        "python": "3.11.7",
+        "torch": "2.14.1",
+        "numpy": "2.4.6",
         "seeds": sorted({seed for seeds in trainings.values() for seed in seeds}),
         "baseline": "LeNet5",
         "experiments": {name: facts for name in trainings},
@@ -185,8 +189,8 @@ def test_the_table_holds_means_deviations_and_paired_gains(folder, trained):
     table = {row[0]: dict(zip(headings, row)) for row in rows}
     ends = {}
     for name, seeds in trained.items():
-        ends[name] = [100 * column(training, "val_accuracy")[-1] for training in seeds.values()]
-        losses = [column(training, "val_loss")[-1] for training in seeds.values()]
+        ends[name] = [100 * column(training, "eval_accuracy")[-1] for training in seeds.values()]
+        losses = [column(training, "eval_loss")[-1] for training in seeds.values()]
         accuracy = f"{statistics.mean(ends[name]):.2f} ± {statistics.stdev(ends[name]):.2f}%"
         loss = f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
         assert table[name]["test acc"] == accuracy and table[name]["test loss"] == loss
@@ -204,8 +208,7 @@ def test_no_gain_is_given_unless_both_have_finished(folder, trained):
 
 
 def test_tables_and_pictures_say_validation_where_they_mean_it(tmp_path, trained):
-    data = {"description": "images", "kind": "validation", "checksum": "abc"}
-    run = shown(make_run(tmp_path / "1", trained, data=data))
+    run = shown(make_run(tmp_path / "1", trained, kind="validation", description="images"))
     texts = [*plot.summary(run), *plot.details(run)]
     for figure in (plot.plot_comparison(run), plot.plot_experiment(run, "LeNet5")):
         texts += [text.get_text() for text in figure.findobj(Text)]
@@ -231,7 +234,7 @@ def test_summary_md_holds_row_layers_and_epochs(tmp_path, trained):
     assert ["conv1", "Conv2d", "6 x 28 x 28", "156"] in rows and ["fc1", "Linear", "120", "48,120"] in rows
     assert ["total", "", "", "61,706"] in rows
     for epoch in range(EPOCHS):
-        values = [column(training, "val_loss")[epoch] for training in trained["LeNet5"].values()]
+        values = [column(training, "eval_loss")[epoch] for training in trained["LeNet5"].values()]
         text = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
         assert [row[3] for row in rows if row[0] == str(epoch + 1)] == [text]
 
@@ -273,7 +276,7 @@ def test_experiments_whose_figures_differ_are_compared_seed_by_seed(folder, tmp_
     assert edit.experiments == ["CustomMLP", "new"]  # LeNet5 has not changed
     _, before, after, new_row = cells(plot.edit_lines(edit))
     assert before[:2] == ["CustomMLP", "1"] and after[:2] == ["CustomMLP", "2"]
-    old, new = (100 * column(trained["CustomMLP"][seed], "val_accuracy")[-1] for seed in (0, 1))
+    old, new = (100 * column(trained["CustomMLP"][seed], "eval_accuracy")[-1] for seed in (0, 1))
     assert before[2] == f"{(old + new) / 2:.2f} ± {statistics.stdev([old, new]):.2f}%"
     assert after[3] == f"{(new - old) / 2:+.2f} ± {statistics.stdev([new - old, 0]) / 2**0.5:.2f}"
     assert new_row[:2] == ["new", "2"] and new_row[3] == ""
@@ -288,7 +291,7 @@ def test_the_same_mean_from_other_seeds_is_a_change(folder, tmp_path, trained):
     assert edited(folder, later).experiments == ["LeNet5"]
     reordered = make_run(tmp_path / "3", trained, seeds=[1, 0])
     runs = (shown(folder), shown(reordered))
-    assert "±" not in plot.difference(*(run.stats["LeNet5"] for run in runs), "val_accuracy")
+    assert "±" not in plot.difference(*(run.stats["LeNet5"] for run in runs), "eval_accuracy")
 
 
 def test_an_experiment_that_has_not_finished_is_not_compared(folder, tmp_path, trained):
@@ -310,8 +313,7 @@ def test_what_is_said_if_code_or_figures_have_not_changed(folder, tmp_path, trai
     comment = CODE | {"model.py": CODE["model.py"] + "# better\n"}
     same_text = "\n".join(plot.edit_lines(edited(folder, make_run(tmp_path / "4", trained, comment))))
     assert "# better" in same_text and "no loss" in same_text
-    versions = {"python": "3.11.7", "torch": "2.15.0", "numpy": "2.4.6"}
-    edit = edited(folder, make_run(tmp_path / "5", other, versions=versions))
+    edit = edited(folder, make_run(tmp_path / "5", other, torch="2.15.0"))
     assert edit.changes == ["torch: 2.14.1 -> 2.15.0"]
 
 
@@ -320,8 +322,7 @@ def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_da
     make_run(tmp_path / "2", only(trained))
     make_run(tmp_path / "3", {"LeNet5": {0: (trained["LeNet5"][0][0], None)}})  # interrupted
     for number, changes in (("4", {"checksum": "xyz"}), ("5", {"checksum": "abc-10", "kind": "validation"})):
-        data = {"description": "1,000 images from here", "kind": "test", "checksum": "abc"} | changes
-        make_run(tmp_path / number, only(trained), data=data)
+        make_run(tmp_path / number, only(trained), **changes)
     make_run(tmp_path / "6", only(trained))
     (tmp_path / "6" / "LeNet5-seed0.csv").write_text("epoch\nword\n", encoding="utf-8")
     make_run(tmp_path / "12", only(trained))
@@ -339,9 +340,8 @@ def test_other_seeds_and_data_are_compared_only_if_asked_for(tmp_path, monkeypat
     plot.show_run(later)
     out = capsys.readouterr().out
     assert "[0, 1] -> [2, 3]" in out and "seeds differ" in out and not (later / "edit.png").exists()
-    data = {"description": "others", "kind": "test", "checksum": "xyz"}
     trainings = {"LeNet5": {5: trained["LeNet5"][0], 6: trained["LeNet5"][0]}}
-    make_run(tmp_path / "3", trainings, CODE | {"model.py": ""}, data=data)
+    make_run(tmp_path / "3", trainings, CODE | {"model.py": ""}, description="others", checksum="xyz")
     assert plot.main(["1", "3"]) == 0
     out = capsys.readouterr().out
     assert "- class A" in out and "1,000 images from here -> others" in out
@@ -358,7 +358,7 @@ def test_an_experiment_has_its_four_curves_and_the_rate_of_every_step(tmp_path, 
     folder = make_run(tmp_path / "1", only(trained))
     loss, accuracy, rate = shown(folder, "LeNet5").axes
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-        for line, part in zip(axes.lines, ("train", "val")):
+        for line, part in zip(axes.lines, ("train", "eval")):
             values = column(trained["LeNet5"][0], f"{part}_{quantity}")
             assert line.get_ydata() == pytest.approx(100 - 100 * values if quantity == "accuracy" else values)
         assert not axes.collections  # no band for a single seed
@@ -389,7 +389,7 @@ def test_several_seeds_are_a_mean_with_a_band_of_their_range(folder, trained):
 def test_an_interrupted_seed_counts_in_the_epochs_that_it_has_finished(tmp_path, trained):
     seeds = {0: trained["LeNet5"][0], 1: (trained["LeNet5"][1][0][:1], None)}
     figure = shown(make_run(tmp_path / "1", {"LeNet5": seeds}), "comparison")
-    first, second = (column(trained["LeNet5"][seed], "val_loss") for seed in (0, 1))
+    first, second = (column(trained["LeNet5"][seed], "eval_loss") for seed in (0, 1))
     curve = by_title(figure)["test loss"].lines[0].get_ydata()
     assert curve == pytest.approx([(first[0] + second[0]) / 2, first[1], first[2]])
 
