@@ -88,9 +88,10 @@ class MNIST(Dataset):
         self.transform = transform
 
     def to(self, device):
-        """Move all images and labels to a device, where batches are then made."""
+        """Move all images and labels to a device, where batches are then made. Return the Dataset."""
         self.images = self.images.to(device)
         self.labels = self.labels.to(device)
+        return self
 
     def subset(self, index):
         """Return a Dataset of only these images. A slice shares their memory."""
@@ -370,6 +371,7 @@ def load_data(data_dir, validation_images=0):
     "validation", and a `checksum`, a text that identifies the images.
     Raises OSError or UserError, with a message for the user, if the data can't be used.
     """
+    print(f"Reading the images in {data_dir} ...", flush=True)
     folder = in_project(data_dir)
     has_tars = find_tars(folder, "train") or find_tars(folder, "test")
     if folder.resolve() == DEFAULT_DIR.resolve() and not has_tars:
