@@ -100,6 +100,11 @@ class MNIST(Dataset):
         subset.labels = self.labels[index]
         return subset
 
+    def some(self, count):
+        """Return a Dataset of at most `count` images in their order, chosen at random but always the same
+        ones."""
+        return self.subset(fixed_permutation(len(self))[:count].sort().values)
+
     def __len__(self):
         return len(self.labels)
 
@@ -113,6 +118,11 @@ class MNIST(Dataset):
                 raise UserError(f"the transform must return {expected}, but returned {returned}")
             images = transformed.view(images.shape)
         return images, self.labels[index]
+
+
+def fixed_permutation(count):
+    """Return the numbers below `count` in a random order that is always the same."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 
 def kind_of(value):
@@ -141,7 +151,7 @@ def denormalize(images):
     return images.squeeze(-3).mul(STD).add(MEAN).mul(255).round().clamp(0, 255).byte()
 
 
-# Random changes of the training images --------------------------------------------------------------
+# Augmentation ---------------------------------------------------------------------------------------
 
 
 # The coordinates of `grid_sample` run from -1 to 1 over 28 pixels.
@@ -359,13 +369,15 @@ def write_tar(tar_path, images, labels):
 # Where the data come from ---------------------------------------------------------------------------
 
 
-def load_data(data_dir, validation_images=0):
+def load_data(data_dir, training_images=None, validation_images=0):
     """Return the training set, the test set and a dict that describes both.
 
     data_dir: folder of train.tar and test.tar, which may be compressed, such as train.tar.gz. It is
         relative to the project's folder; ~ is the home folder. If there are no tars in the default, data,
         MNIST is downloaded to it; if that fails, the shipped sample is used, with a warning.
-    validation_images: 0, or how many of the last training images replace the test set.
+    training_images: how many of the training images are used, or None for all of them.
+    validation_images: 0, or how many training images are held out and replace the test set.
+    Both are chosen at random, but are always the same ones.
 
     The dict holds a sentence for the user (`description`), the `kind` of the second set, "test" or
     "validation", and a `checksum`, a text that identifies the images.
@@ -391,19 +403,25 @@ def load_data(data_dir, validation_images=0):
     test_set = load_set(folder, "test")
     check_overlap(train_set, test_set)
     checksum = f"{train_set.checksum}-{test_set.checksum}-{validation_images}"
-    kind = "test"
-    if validation_images:
-        if not 0 < validation_images < len(train_set):
-            raise UserError(
-                f"VALIDATION_IMAGES = {validation_images} must be at least 0 and less than {len(train_set)}, "
-                "the number of training images"
-            )
-        kind = "validation"
-        test_set = train_set.subset(slice(-validation_images, None))
-        train_set = train_set.subset(slice(-validation_images))
+    kind = "validation" if validation_images else "test"
+    if training_images is not None or validation_images:
+        train_set, held_out = split(train_set, training_images, validation_images)
+        test_set = held_out if validation_images else test_set
     source = "the shipped sample" if folder == SAMPLE_DIR else f"{Path(data_dir)}/"
     description = f"{len(train_set):,} training and {len(test_set):,} {kind} images from {source}"
     return train_set, test_set, {"description": description, "kind": kind, "checksum": checksum}
+
+
+def split(train_set, training_images, validation_images):
+    """Return two Datasets: as many training images, or all if None, and as many others that are held out."""
+    order = fixed_permutation(len(train_set))
+    left = len(order) - validation_images
+    if not 0 <= validation_images < len(order):
+        raise UserError(f"VALIDATION_IMAGES = {validation_images} must be 0 to {len(order) - 1:,}")
+    if training_images is not None and not 1 <= training_images <= left:
+        raise UserError(f"TRAINING_IMAGES = {training_images} must be None or 1 to {left:,}")
+    chosen = order[:left][:training_images]
+    return train_set.subset(chosen.sort().values), train_set.subset(order[left:].sort().values)
 
 
 def find_tars(folder, name):

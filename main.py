@@ -42,12 +42,25 @@ BATCH_SIZE = 32  # images per step; 16 to 256; larger batches need a larger lear
 MOMENTUM = 0.9  # fraction of the last step that is added to the next; 0 to 0.99
 SEEDS = (0,)  # each experiment is trained once per seed; (0, 1, 2) shows how much is random
 DEVICE = "cpu"  # "cpu", "cuda" (NVIDIA), "mps" (Apple); a run on "cpu" can be repeated exactly
-VALIDATION_IMAGES = 0  # 0: measure on the test images; 10_000: hold out the last 10,000 training images
+TRAINING_IMAGES = None  # None: all of them; 1_000: as many, chosen at random but always the same ones
+VALIDATION_IMAGES = 0  # 0: measure on the test images; 10_000: hold out as many training images instead
 WORKERS = None  # trainings at the same time, each on its own core; None: one per core; with a GPU always 1
-AUGMENTATION = Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)  # random changes to the images
+AUGMENTATION = Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)  # a transform, see dataset.py
 BASELINE = "LeNet5"  # the tables state the gain over this experiment
 DATA_DIR = "data"  # folder of train.tar and test.tar; MNIST is downloaded to "data" if both are missing
 DIGITS_DIR = "data/my_digits"  # pictures of your own digits; the trained models classify them
+
+
+def one_cycle(optimizer, total_steps):
+    """Return the default schedule. The learning rate starts at 1/25 of its peak, rises for 30% of the steps
+    and then falls to almost 0: a careful start, large steps, fine tuning (Smith, Topin 2018,
+    "Super-Convergence")."""
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[float(group["lr"]) for group in optimizer.param_groups],  # an optimizer may have several
+        total_steps=total_steps,
+        cycle_momentum=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -56,13 +69,16 @@ class Experiment:
 
     name: str  # in tables, pictures and the names of files
     model: Callable[..., nn.Module]  # a class that maps images (B, 1, 28, 28) to logits (B, 10), see model.py
-    learning_rate: float  # its peak, see build; 0.005 to 0.03, with batch norm up to 0.1; a tenth for Adam
+    learning_rate: float  # the peak of one_cycle; 0.005 to 0.03, with batch norm up to 0.1; a tenth for Adam
     options: dict = field(default_factory=dict)  # arguments of the model
     transform: Callable | None = None  # changes the training images, batch by batch, such as AUGMENTATION
     loss: Callable = nn.CrossEntropyLoss()  # what training minimizes; testing reports cross-entropy
     # SGD with MOMENTUM, or a class of torch.optim such as torch.optim.AdamW, which ignores MOMENTUM.
     optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.SGD, momentum=MOMENTUM)
     optimizer_options: dict = field(default_factory=dict)  # further arguments, such as weight_decay
+    # None for a constant rate, or a function like one_cycle that returns any scheduler of PyTorch.
+    schedule: Callable | None = one_cycle
+    update_bn: bool = False  # whether batch norm's averages are computed again, see update_batch_norm
     batch_size: int = BATCH_SIZE
     epochs: int = EPOCHS
     device: str = DEVICE
@@ -78,6 +94,7 @@ EXPERIMENTS = [
         learning_rate=0.05,
         transform=AUGMENTATION,
         optimizer_options={"weight_decay": 2e-4},  # pulls the weights towards 0 in each step
+        update_bn=True,
     ),
 ]
 
@@ -158,9 +175,9 @@ def average(total_loss, correct, count):
 
 
 def build(experiment, train_set):
-    """Return what an experiment is trained with: batches, model, optimizer and schedule."""
-    train_set = copy.copy(train_set)  # other experiments get the images unchanged
-    train_set.to(experiment.device)
+    """Return what an experiment is trained with: batches, model, optimizer and scheduler, or None instead of
+    a scheduler if the learning rate is constant."""
+    train_set = copy.copy(train_set).to(experiment.device)  # other experiments get the images unchanged
     train_set.transform = experiment.transform
     # An incomplete batch is dropped: after a linear layer, batch norm can't normalize a single image.
     loader = dataset.batches(train_set, experiment.batch_size, shuffle=True, drop_last=True)
@@ -170,14 +187,9 @@ def build(experiment, train_set):
     optimizer = experiment.optimizer(
         model.parameters(), lr=experiment.learning_rate, **experiment.optimizer_options
     )
-    # The learning rate starts at 1/25 of its peak, rises for 30% of the steps and then falls to almost
-    # 0: a careful start, large steps, fine tuning (Smith, Topin 2018, "Super-Convergence").
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=[float(group["lr"]) for group in optimizer.param_groups],  # an optimizer may have several
-        total_steps=experiment.epochs * len(loader),
-        cycle_momentum=False,
-    )
+    scheduler = None
+    if experiment.schedule is not None:
+        scheduler = experiment.schedule(optimizer, experiment.epochs * len(loader))
     return loader, model, optimizer, scheduler
 
 
@@ -225,7 +237,8 @@ def run_training(experiment, data, seed, folder, quiet=False):
     for epoch in range(1, experiment.epochs + 1):
         start = time.perf_counter()
         train_loss, train_accuracy = train(model, train_loader, device, experiment.loss, optimizer, scheduler)
-        refresh_batch_norm(model, data.train_set, experiment)
+        if experiment.update_bn:
+            update_batch_norm(model, data.train_set, experiment)
         eval_loss, eval_accuracy = test(model, test_loader, device, nn.CrossEntropyLoss())
         results = {
             "epoch": epoch,
@@ -234,7 +247,7 @@ def run_training(experiment, data, seed, folder, quiet=False):
             "eval_loss": eval_loss,  # of the test images, unless VALIDATION_IMAGES are held out
             "eval_accuracy": eval_accuracy,
             "seconds": time.perf_counter() - start,
-            "learning_rate": float(scheduler.get_last_lr()[0]),
+            "learning_rate": float(optimizer.param_groups[0]["lr"]),
         }
         history.append(results)
         write_csv(f"{path}.csv", history)
@@ -259,16 +272,15 @@ def set_seed(seed):
     torch.manual_seed(seed)
 
 
-def refresh_batch_norm(model, train_set, experiment):
-    """Compute the stored averages of batch norm anew, if the model has any.
+def update_batch_norm(model, train_set, experiment):
+    """Compute the stored averages of batch norm again, if the model has any.
 
     Batch norm normalizes with the mean and the variance of each batch in training, and with stored
     averages in testing. After an epoch, these come from the last, augmented batches. Averages of up to
     10,000 unaugmented images fit the test images better. Dropout stays on, as in training.
     """
-    images = train_set.subset(slice(10_000))
     batch_size = min(experiment.batch_size, 1000)  # large batches of training would be too few
-    loader = dataset.batches(images, batch_size, drop_last=True)
+    loader = dataset.batches(train_set.some(10_000), batch_size, drop_last=True)
     torch.optim.swa_utils.update_bn(loader, model, experiment.device)
 
 
@@ -296,7 +308,7 @@ def run(experiments, seeds):
     code = code_of_run()  # at once: it may be edited while the images are read
     check_settings(experiments, seeds)
     torch.set_num_threads(1)  # models this small gain nothing from more, which would change the rounding
-    train_set, test_set, about_data = dataset.load_data(DATA_DIR, VALIDATION_IMAGES)
+    train_set, test_set, about_data = dataset.load_data(DATA_DIR, TRAINING_IMAGES, VALIDATION_IMAGES)
     data = Data(train_set, test_set)
     facts = try_experiments(experiments, data, seeds[0])
     folder = start_run(code, about_data, facts, seeds)
@@ -341,7 +353,9 @@ def is_own_code(path):
     """Whether a path is that of a Python file in the project's folder, and not in a virtual environment."""
     path = Path(path).resolve()
     is_installed = "site-packages" in path.parts or ".venv" in path.parts
-    return path.suffix == ".py" and path.is_relative_to(dataset.PROJECT) and path.is_file() and not is_installed
+    return (
+        path.suffix == ".py" and path.is_relative_to(dataset.PROJECT) and path.is_file() and not is_installed
+    )
 
 
 def check_settings(experiments, seeds):
