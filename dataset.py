@@ -17,6 +17,7 @@ import sys
 import tarfile
 import tempfile
 import textwrap
+import time
 import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -258,14 +259,27 @@ def read_cache(cache_path, source):
 
 @contextmanager
 def whole_file(path):
-    """Open a file for writing that gets its name only when it is complete. Otherwise it is removed."""
-    unfinished = Path(f"{path}.part")
+    """Open a file for writing that gets its name only when it is complete. Otherwise it is removed. Raises
+    OSError that names the file."""
+    unfinished = Path(f"{path}.{os.getpid()}.part")  # two processes may write the same file
     try:
         with open(unfinished, "wb") as file:
             yield file
-        unfinished.replace(path)
+        replace_patiently(unfinished, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is said without it
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def replace_patiently(source, path):
+    """Rename a file, and try again for two seconds: a virus scanner or a synchronized folder may hold it."""
+    for _ in range(20):
+        with suppress(PermissionError):
+            return source.replace(path)
+        time.sleep(0.1)
+    return source.replace(path)
 
 
 def read_tar(tar_path, content):
@@ -431,16 +445,23 @@ def find_tars(folder, name):
 
 
 def load_set(folder, name):
-    """Return the images of the only tar of this name in a folder, and warn if they are dark on light."""
+    """Return the images of the only tar of this name in a folder. Warn if they are dark on light or black."""
     paths = find_tars(folder, name)
     if len(paths) != 1:
         content = textwrap.shorten(", ".join(sorted(os.listdir(folder))), 200, placeholder=" ...")
         raise UserError(f"{folder} must hold one {name}.tar (or .tar.gz), but holds: {content or 'nothing'}")
     image_set = MNIST(paths[0])
-    if image_set.images[:, ::4, ::4].float().mean() > 127:  # a part of the pixels is faster, and enough
+    some_pixels = image_set.images[:, ::4, ::4].float()  # a part is faster, and enough
+    if some_pixels.mean() > 127:
         print(
             f"warning: the images in {paths[0]} are dark on light; MNIST's are light on dark, and so is what "
-            "the models see of your photos. Make the tar anew with 255 - image.",
+            "the models see of your photos. Make the tar again with 255 - image.",
+            file=sys.stderr,
+        )
+    if some_pixels.max() < 32:
+        print(
+            f"warning: the images in {paths[0]} are almost black: white is 255, not 1. Make the tar again "
+            "with 255 * image.",
             file=sys.stderr,
         )
     return image_set

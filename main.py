@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -184,9 +184,10 @@ def build(experiment, train_set):
     if len(loader) == 0:
         raise UserError(f"{len(train_set):,} training images do not fill a batch of {experiment.batch_size}")
     model = experiment.model(**experiment.options).to(experiment.device)
-    optimizer = experiment.optimizer(
-        model.parameters(), lr=experiment.learning_rate, **experiment.optimizer_options
-    )
+    parameters = list(model.parameters())
+    if isinstance(experiment.loss, nn.Module):  # a loss may have parameters, too, or a weight for each class
+        parameters += experiment.loss.to(experiment.device).parameters()
+    optimizer = experiment.optimizer(parameters, lr=experiment.learning_rate, **experiment.optimizer_options)
     scheduler = None
     if experiment.schedule is not None:
         scheduler = experiment.schedule(optimizer, experiment.epochs * len(loader))
@@ -232,7 +233,8 @@ def run_training(experiment, data, seed, folder, quiet=False):
     def note_learning_rate(optimizer, args, kwargs):  # PyTorch calls it before each step
         learning_rates.append(float(optimizer.param_groups[0]["lr"]))
 
-    optimizer.register_step_pre_hook(note_learning_rate)
+    with suppress(AttributeError):  # an optimizer from elsewhere may have no hooks
+        optimizer.register_step_pre_hook(note_learning_rate)
     history = []
     for epoch in range(1, experiment.epochs + 1):
         start = time.perf_counter()
@@ -249,11 +251,14 @@ def run_training(experiment, data, seed, folder, quiet=False):
             "seconds": time.perf_counter() - start,
             "learning_rate": float(optimizer.param_groups[0]["lr"]),
         }
+        save_weights(f"{path}.pt", model)
         history.append(results)
-        write_csv(f"{path}.csv", history)
-        weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        with dataset.whole_file(f"{path}.pt") as file:
-            torch.save(weights, file)
+        try:
+            write_csv(f"{path}.csv", history)
+        except PermissionError as error:  # a spreadsheet may hold the file; the next epoch writes all
+            if epoch == experiment.epochs:
+                raise
+            print(f"warning: {error}: close it", file=sys.stderr)
         if not quiet:
             line = PROGRESS.format(name=experiment.name, seed=seed, epochs=experiment.epochs, **results)
             print(f"{line}\n", end="", flush=True)  # one write, so that lines of several processes stay whole
@@ -282,6 +287,15 @@ def update_batch_norm(model, train_set, experiment):
     batch_size = min(experiment.batch_size, 1000)  # large batches of training would be too few
     loader = dataset.batches(train_set.some(10_000), batch_size, drop_last=True)
     torch.optim.swa_utils.update_bn(loader, model, experiment.device)
+
+
+def save_weights(path, model):
+    """Write the weights of a model, on the CPU, as a file that `torch.load` reads."""
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    content = io.BytesIO()
+    torch.save(weights, content)  # into a file, it would hide that a disk is full
+    with dataset.whole_file(path) as file:
+        file.write(content.getvalue())
 
 
 def write_csv(path, history):
@@ -336,8 +350,9 @@ def code_of_run():
     The first run of a process notes the sources. Raises UserError if one has been edited since: a notebook
     goes on with what it has imported.
     """
-    code = {}
-    for module in list(sys.modules.values()):
+    this = Path(__file__).resolve()
+    code = {this.name: this.read_bytes()}  # under a profiler, sys.modules lacks it
+    for module in [*sys.modules.values()]:
         path = getattr(module, "__file__", None)
         if path is None or not is_own_code(path):
             continue
@@ -352,21 +367,25 @@ def code_of_run():
 def is_own_code(path):
     """Whether a path is that of a Python file in the project's folder, and not in a virtual environment."""
     path = Path(path).resolve()
-    is_installed = "site-packages" in path.parts or ".venv" in path.parts
-    return (
-        path.suffix == ".py" and path.is_relative_to(dataset.PROJECT) and path.is_file() and not is_installed
-    )
+    if not path.is_relative_to(dataset.PROJECT) or {"site-packages", ".venv"} & set(path.parts):
+        return False
+    return path.suffix == ".py" and path.is_file()
 
 
 def check_settings(experiments, seeds):
-    """Raise UserError for mistakes that nothing else would report: no experiment, no seed or the same one
-    twice, names that can't be those of files or are taken."""
+    """Raise UserError for mistakes in a setting, and in what all rows have: no experiment, names that can't
+    be those of files or are taken, no seed or the same one twice."""
+    if WORKERS is not None and not is_count(WORKERS):
+        raise UserError(f"main.py: {WORKERS = } must be None or a whole number, at least 1")
+    if isinstance(seeds, int):
+        raise UserError(f"main.py: SEEDS = {seeds} must be several seeds, or one as ({seeds},)")
     if not experiments or not seeds:
-        raise UserError("main.py: EXPERIMENTS needs at least one row, and SEEDS at least one seed")
+        raise UserError("main.py: EXPERIMENTS needs at least one row, and SEEDS at least one seed, as (0,)")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"main.py: SEEDS = {seeds} holds a seed twice")
     for seed in seeds:
-        set_seed(seed)  # numpy raises an error for what can't be a seed, such as -1
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise UserError(f"main.py: SEEDS = {seeds}: {seed!r} is no whole number from 0 to {2**32 - 1:,}")
     taken = set(plot.PICTURES)
     for experiment in experiments:
         if not isinstance(experiment, Experiment):
@@ -378,6 +397,23 @@ def check_settings(experiments, seeds):
         if experiment.name.casefold() in taken:
             raise UserError(f"{row}: another row or a picture of the run has this name")
         taken.add(experiment.name.casefold())
+        for setting in ("epochs", "batch_size"):
+            value = getattr(experiment, setting)
+            if not is_count(value):
+                name = f"{setting.upper()} or {setting}"
+                raise UserError(f"{row}: {name} = {value!r} must be a whole number, at least 1")
+        try:
+            torch.empty(0, device=experiment.device)
+        except Exception as error:  # PyTorch raises many kinds
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"{row}: DEVICE or device = {experiment.device!r} can't be used: {reason}"
+            ) from error
+
+
+def is_count(value):
+    """Whether a value is a whole number, at least 1."""
+    return isinstance(value, int) and value >= 1
 
 
 def row_of(experiment):
@@ -416,17 +452,9 @@ def dry_run(experiment, data, seed, folder):
     few = Data(data.train_set.subset(slice(4 * experiment.batch_size)), data.test_set.subset(slice(100)))
     run_training(replace(experiment, epochs=2), few, seed, folder, quiet=True)
     path = folder / f"{experiment.name}-seed{seed}"
+    model, answers_again = load_model(experiment, path)
     with np.load(f"{path}.npz") as record:
-        warnings = warnings_about(experiment, record["logits"])
-    try:
-        model = load_model(experiment, path)
-    except UserError as error:
-        warnings.append(
-            f"{error}. Either the model is random even when it is evaluated (F.dropout needs "
-            "training=self.training), or some layers are in a list or dict, where PyTorch does not find them "
-            "(use nn.ModuleList or nn.ModuleDict)."
-        )
-        model = experiment.model(**experiment.options)
+        warnings = warnings_about(experiment, record, answers_again)
     seconds = plot.read_csv(Path(f"{path}.csv"))["seconds"]
     found = {
         "row": repr(experiment),
@@ -441,7 +469,7 @@ def dry_run(experiment, data, seed, folder):
 
 def check_row(experiment):
     """Raise UserError if model or optimizer is an object instead of a class, or transform or loss a class
-    instead of an object, or if there is no epoch."""
+    instead of an object."""
     for setting in ("model", "optimizer"):
         value = getattr(experiment, setting)
         if isinstance(value, (nn.Module, torch.optim.Optimizer)):
@@ -452,22 +480,39 @@ def check_row(experiment):
         if isinstance(value, type):
             kind = value.__name__
             raise UserError(f"{setting}={kind} is a class: write {setting}={kind}(...)")
-    for setting in ("epochs", "batch_size"):
-        value = getattr(experiment, setting)
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{setting}={value!r} must be a whole number, at least 1")
 
 
-def warnings_about(experiment, logits):
-    """Return warnings about a model, given its logits (N, 10)."""
-    if logits.min() <= 0 or logits.max() >= 1:
-        return []
-    warning = "the model returns numbers between 0 and 1, as after a softmax or sigmoid, and no logits. "
-    if isinstance(experiment.loss, nn.CrossEntropyLoss):
-        warning += "The loss applies a softmax itself, and the model learns better without its own."
-    else:
-        warning += "So the loss in tables and the confidence in pictures are not what they say."
-    return [warning]
+def warnings_about(experiment, record, answers_again):
+    """Return warnings about a model, given the record that its training has left, and whether a new model
+    with the same weights gives the same answers."""
+    warnings = []
+    logits = record["logits"]
+    if not answers_again:
+        warnings.append(
+            "the same weights do not give the same answers. Either the model is random even when it is "
+            "evaluated (F.dropout needs training=self.training), or some layers are in a list or dict, where "
+            "PyTorch does not find them (use nn.ModuleList or nn.ModuleDict)."
+        )
+    elif not same_logits(logits[0], record["input_logits"]):
+        warnings.append(
+            "an image alone gets another answer than among others. Batch norm needs its stored averages "
+            "(track_running_stats=True), and a model must not mix the images of a batch."
+        )
+    if logits.min() > 0 and logits.max() < 1:
+        warning = "the model returns numbers between 0 and 1, as after a softmax or sigmoid, and no logits. "
+        if isinstance(experiment.loss, nn.CrossEntropyLoss):
+            warning += "The loss applies a softmax itself, and the model learns better without its own."
+        elif isinstance(experiment.loss, nn.NLLLoss):
+            warning += "NLLLoss expects a log_softmax."
+        else:
+            warning += "So the loss in tables and the confidence in pictures are not what they say."
+        warnings.append(warning)
+    return warnings
+
+
+def same_logits(logits, others):
+    """Whether two sets of logits differ by rounding only. On a GPU, that is more than on a CPU."""
+    return np.allclose(logits, others, rtol=0, atol=0.02 * np.abs(others).max())
 
 
 # Several trainings at the same time -----------------------------------------------------------------
@@ -490,7 +535,10 @@ def run_jobs(function, jobs):
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     if sys.platform != "linux":
         check_can_be_copied(jobs)
-    numbers = context.SimpleQueue()
+    try:
+        numbers = context.SimpleQueue()
+    except OSError as error:  # without a usable /dev/shm
+        raise UserError(f"processes can't share a queue here: set WORKERS = 1 ({error})") from error
     processes = [context.Process(target=work, args=(numbers, function, jobs)) for _ in range(workers)]
     with interrupts_held_back() as interrupts:
         try:
@@ -595,7 +643,8 @@ def interrupts_held_back():
     that holds what has come."""
     received = []
     handlers = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only there, Python allows it
+    for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
         handlers[number] = signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield received
@@ -729,19 +778,16 @@ def samples(experiment, train_set):
 
 
 def load_model(experiment, path):
-    """Return a new model with the weights that a training has left, on the CPU.
+    """Return a new model with the weights that a training has left, on the CPU, and whether it gives the
+    digit that is stored with them the answer that is stored there.
 
-    path: that of the files of a training, without the ending. Raises UserError if the model does not give
-    the digit that is stored with the weights the answer that is stored there.
+    path: that of the files of a training, without the ending.
     """
     model = experiment.model(**experiment.options)
     model.load_state_dict(torch.load(f"{path}.pt", weights_only=True))
     with np.load(f"{path}.npz") as record:
-        image, stored = torch.from_numpy(record["input"]), torch.from_numpy(record["input_logits"])
-    logits = predict(model, image[None], "cpu")[0]
-    if not torch.allclose(logits, stored, atol=0.02 * stored.abs().max().item()):  # a GPU rounds differently
-        raise UserError("the same weights do not give the same answers")
-    return model
+        logits = predict(model, torch.from_numpy(record["input"])[None], "cpu")[0]
+        return model, same_logits(logits.numpy(), record["input_logits"])
 
 
 def ask(pictures, experiments, folder, drawing):
@@ -760,7 +806,9 @@ def ask(pictures, experiments, folder, drawing):
         try:
             if name not in seeds:
                 raise UserError("it has no finished training there")
-            model = load_model(experiment, folder / f"{name}-seed{next(iter(seeds[name]))}")
+            model, answers_again = load_model(experiment, folder / f"{name}-seed{next(iter(seeds[name]))}")
+            if not answers_again:
+                raise UserError("the same weights give other answers")
             logits[name] = predict(model, digits["images"], "cpu").numpy()
         except Exception as error:  # a user's own model may raise anything
             reason = " ".join(str(error).split())[:300]
