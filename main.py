@@ -262,9 +262,12 @@ def run_training(experiment, data, seed, folder, quiet=False):
         if not quiet:
             line = PROGRESS.format(name=experiment.name, seed=seed, epochs=experiment.epochs, **results)
             print(f"{line}\n", end="", flush=True)  # one write, so that lines of several processes stay whole
-    record = {"learning_rates": np.array(learning_rates)}
+    some_loader = dataset.batches(data.train_set.some(10_000), 1000)
+    _, train_accuracy = test(model, some_loader, device, nn.CrossEntropyLoss())
+    record = {"train_accuracy": train_accuracy, "learning_rates": learning_rates}
     record |= answers(model, data.test_set, device)
-    record |= layer_outputs(model, data.test_set.images[:1], device)
+    record["input_index"] = least_sure(record["logits"])
+    record |= layer_outputs(model, data.test_set.images[record["input_index"]], device)
     record |= samples(experiment, data.train_set)
     with dataset.whole_file(f"{path}.npz") as file:
         np.savez(file, **record)
@@ -493,7 +496,7 @@ def warnings_about(experiment, record, answers_again):
             "evaluated (F.dropout needs training=self.training), or some layers are in a list or dict, where "
             "PyTorch does not find them (use nn.ModuleList or nn.ModuleDict)."
         )
-    elif not same_logits(logits[0], record["input_logits"]):
+    elif not same_logits(logits[record["input_index"]], record["input_logits"]):
         warnings.append(
             "an image alone gets another answer than among others. Batch norm needs its stored averages "
             "(track_running_stats=True), and a model must not mix the images of a batch."
@@ -726,10 +729,16 @@ def answers(model, test_set, device):
     }
 
 
+def least_sure(logits):
+    """Return which of the first hundred images a model is least sure of."""
+    confidences = logits[:100].softmax(dim=1).amax(dim=1)
+    return confidences.argmin().item()
+
+
 def layer_outputs(model, image, device):
-    """Return a dict for np.savez: one digit, uint8 (1, 28, 28), as `input`, its logits, and the name, kind,
-    number of parameters and output of each layer, in the order of use. If the first layer is a convolution,
-    `filters` has its weights. Containers such as nn.Sequential do not count."""
+    """Return a dict for np.savez: one digit, uint8 (28, 28), as `input`, its logits, and the name, kind,
+    number of parameters and output of each layer, in the order of use. If the first layer with weights sees
+    the pixels, `filters` has its weights as images. Containers such as nn.Sequential do not count."""
     used = []
 
     def note_output(module, inputs, output):  # PyTorch calls it after each module
@@ -740,8 +749,8 @@ def layer_outputs(model, image, device):
 
     model = getattr(model, "_orig_mod", model)  # a compiled model hides its layers
     with nn.modules.module.register_module_forward_hook(note_output):
-        logits = predict(model, image, device)
-    record = {"input": image[0], "input_logits": logits[0]}
+        logits = predict(model, image[None], device)
+    record = {"input": image, "input_logits": logits[0]}
     module_names = {module: name for name, module in model.named_modules()}
     record |= {"layer_names": [], "layer_kinds": [], "layer_parameters": []}
     counted = set()  # a layer that is used twice counts its parameters once
@@ -750,8 +759,11 @@ def layer_outputs(model, image, device):
         is_container = list(module.children()) and not own_parameters
         if is_container or isinstance(module, nn.Identity):  # which stands for a layer that is left out
             continue
-        if isinstance(module, nn.Conv2d) and not counted:
-            record["filters"] = module.weight[:, 0].detach().float().cpu()
+        if own_parameters and not any(record["layer_parameters"]):  # the first layer with weights
+            if isinstance(module, nn.Conv2d):
+                record["filters"] = module.weight[:, 0].detach().float().cpu()
+            if isinstance(module, nn.Linear) and module.in_features == 784:
+                record["filters"] = module.weight.detach().view(-1, 28, 28).float().cpu()
         if module in counted:
             own_parameters = []
         counted.add(module)
