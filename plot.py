@@ -25,7 +25,7 @@ import numpy as np
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
 MEASURES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
-VERSIONS = ("python", "torch", "numpy")  # in settings.json
+COMPARED = ("description", "checksum", "seeds", "python", "torch", "numpy")  # in settings.json
 COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
 
 # So that no table and no picture grows without bound:
@@ -47,7 +47,7 @@ class Run:
     settings: dict  # settings.json
     stats: dict  # {experiment: {seed: {column: an array with a number per epoch}}}
     records: dict  # {experiment: {seed: {name: array}}}, of trainings that have finished
-    code: dict  # {file name: its lines}
+    code: dict  # {file name: {number of a line: the line}}, without blank lines
 
     @property
     def data(self):
@@ -65,6 +65,11 @@ class Run:
         """{column of a CSV: what tables and axes call it}."""
         kind = self.settings["kind"]
         return dict(zip(MEASURES, ("training loss", "training accuracy", f"{kind} loss", f"{kind} accuracy")))
+
+    def measured(self, name):
+        """Return all losses and accuracies of an experiment: {seed: four lists, a number per epoch}."""
+        seeds = self.stats.get(name, {})
+        return {seed: [columns[column].tolist() for column in MEASURES] for seed, columns in seeds.items()}
 
 
 def run_folders(results_dir):
@@ -99,7 +104,8 @@ def read_run(folder):
     code = {}
     for path in folder.glob("code/*.py"):
         text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
-        code[path.name] = text.splitlines()
+        lines = enumerate(text.splitlines(), start=1)
+        code[path.name] = {number: line for number, line in lines if line.strip()}
     return Run(folder, settings, stats, records, code)
 
 
@@ -262,68 +268,42 @@ class Edit:
 
     before: Run
     after: Run
-    changes: list  # lines of the code that differ, and data, seeds and versions
+    changes: list  # lines of the code that differ, without blank ones, and data, seeds and versions
     experiments: list  # names of those whose losses or accuracies differ, or that are new
     unfinished: list  # names of those that have not finished in both runs, and are not compared
 
 
 def find_edit(before, after):
     """Return the Edit that led from one run to another."""
-    changes = code_changes(before.code, after.code)
-    old = before.settings
-    new = after.settings
-    if old["checksum"] != new["checksum"]:
-        others = "other images" if after.data == before.data else after.data
-        changes.append(f"data: {before.data} -> {others}")
-    if old["seeds"] != new["seeds"]:
-        changes.append(f"seeds: {old['seeds']} -> {new['seeds']}")
-    for name in VERSIONS:
-        if old[name] != new[name]:
-            changes.append(f"{name}: {old[name]} -> {new[name]}")
-    experiments = []
-    unfinished = []
-    for name in new["experiments"]:
-        is_new = name not in old["experiments"]
-        if not is_finished(after, name) or not (is_new or is_finished(before, name)):
-            unfinished.append(name)
-        elif is_new or not same_results(before.stats[name], after.stats[name]):
-            experiments.append(name)
-    return Edit(before, after, changes, experiments, unfinished)
-
-
-def code_changes(before, after):
-    """Return the lines that differ between two copies of the code, {file name: its lines}, main.py first."""
     changes = []
-    for name in sorted(before | after, key=lambda name: (name != "main.py", name)):
-        if name not in before or name not in after:
-            changes.append(f"{name} is {'new' if name in after else 'gone'}")
+    for name in sorted(before.code | after.code, key=lambda name: (name != "main.py", name)):
+        if name not in before.code or name not in after.code:
+            changes.append(f"{name} is {'new' if name in after.code else 'gone'}")
             continue
-        lines = line_changes(before[name], after[name])
-        changes += [f"{name}, {line}" for line in lines[:MOST_LINES]]
+        old = before.code[name]
+        new = after.code[name]
+        removed = [f"{name}, line {number}: - {line}" for number, line in old.items()]
+        added = [f"{name}, line {number}: + {line}" for number, line in new.items()]
+        matcher = difflib.SequenceMatcher(None, list(old.values()), list(new.values()), autojunk=False)
+        lines = []
+        for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():
+            if kind != "equal":
+                lines += removed[old_start:old_end] + added[new_start:new_end]
+        changes += lines[:MOST_LINES]
         if len(lines) > MOST_LINES:
             changes.append(f"{name}: {len(lines) - MOST_LINES} more lines")
-    return changes
-
-
-def line_changes(old, new):
-    """Return the lines that differ between two versions of a file, without blank ones."""
-    changes = []
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
-    for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():
-        if kind == "equal":
-            continue
-        for sign, lines, start, end in (("-", old, old_start, old_end), ("+", new, new_start, new_end)):
-            for number in range(start, end):
-                if lines[number].strip():
-                    changes.append(f"line {number + 1}: {sign} {lines[number]}")
-    return changes
-
-
-def same_results(old, new):
-    """Whether two experiments, {seed: {column: array}}, have the same losses and accuracies."""
-    if old.keys() != new.keys():
-        return False
-    return all(np.array_equal(old[seed][column], new[seed][column]) for seed in new for column in MEASURES)
+    for key in COMPARED:
+        if before.settings[key] != after.settings[key]:
+            changes.append(f"{key}: {before.settings[key]} -> {after.settings[key]}")
+    experiments = []
+    unfinished = []
+    for name in after.settings["experiments"]:
+        is_new = name not in before.settings["experiments"]
+        if not is_finished(after, name) or not (is_new or is_finished(before, name)):
+            unfinished.append(name)
+        elif before.measured(name) != after.measured(name):
+            experiments.append(name)
+    return Edit(before, after, changes, experiments, unfinished)
 
 
 def run_before(run):

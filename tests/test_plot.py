@@ -135,7 +135,8 @@ def test_read_run_gives_what_the_files_hold_in_the_order_of_the_settings(tmp_pat
     for name in plot.COLUMNS:
         assert np.array_equal(run.stats["LeNet5"][1][name], column(trained["LeNet5"][1], name))
     assert np.array_equal(run.records["LeNet5"][0]["logits"], trained["LeNet5"][0][1]["logits"])
-    assert run.code == {name: source.splitlines() for name, source in CODE.items()}
+    assert run.code["main.py"][3] == "EXPERIMENTS = ["
+    assert run.code["model.py"] == dict(enumerate(CODE["model.py"].splitlines(), start=1))
 
 
 def test_runs_are_those_folders_that_are_numbers_the_newest_first(tmp_path):
