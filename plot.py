@@ -732,17 +732,6 @@ def draw_probabilities(axes, probabilities, top):
         axes.text(place, top + 24, digit, ha="center", fontsize=7)
 
 
-def plot_my_digits(run):
-    """Return a Figure of your own digits with the answers of all models."""
-    digits = {}
-    logits = {}
-    for name, (_, record) in first_records(run).items():
-        if "digit_logits" in record:
-            digits = {part: record[f"digit_{part}"] for part in ("names", "images", "originals")}
-            logits[name] = record["digit_logits"]
-    return plot_digits(digits, logits) if digits else None
-
-
 def plot_digits(digits, logits):
     """Return a Figure of digits, see `dataset.read_digits`: as taken, as the models see them, and the answers
     of {model: logits (M, 10)}."""
@@ -757,10 +746,10 @@ def plot_digits(digits, logits):
         axes.imshow(np.hstack([digits["originals"][index], seen]))
         axes.set_anchor("N")  # leaves room for the answers below
         axes.set_title(str(digits["names"][index])[-30:], fontsize=8)
-        answers = digit_answers(digits, logits, index)
-        axes.set_xlabel("\n".join(f"{model}: {answer}" for model, answer in answers.items()), fontsize=7)
-        if any(answer.endswith("wrong") for answer in answers.values()):
-            axes.xaxis.label.set_color(COLORS[1])
+        for line, (model, answer) in enumerate(digit_answers(digits, logits, index).items()):
+            color = COLORS[1] if answer.endswith("wrong") else "black"
+            text = "\n" * line + f"{model}: {answer}"  # below the answers of the models before
+            axes.text(112, 116, text, color=color, fontsize=7, ha="center", va="top")
     return figure
 
 
@@ -799,10 +788,9 @@ IMAGES = {  # of trainings that have finished
     "mistakes": plot_mistakes,
     "confusion": plot_confusion,
     "layers": plot_layers,
-    "my_digits": plot_my_digits,
 }
-# The pictures of a run, besides that of each experiment. No experiment can have one of these names.
-PICTURES = CURVES | IMAGES
+# No experiment can have one of these names: its own picture would have the same.
+PICTURES = ("my_digits", *CURVES, *IMAGES)
 
 
 def show_run(folder):
@@ -831,7 +819,7 @@ def show_run(folder):
 def draw_pictures(run, edit):
     """Draw all pictures of a run and its edit into its folder. If one fails, say so on standard error and
     draw the others. Return the names of those drawn and whether these are all."""
-    pictures = PICTURES if run.records else CURVES
+    pictures = CURVES | IMAGES if run.records else CURVES
     pictures = pictures | {name: partial(plot_experiment, name=name) for name in run.stats}
     drawn = []
     all_drawn = True

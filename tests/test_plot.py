@@ -89,7 +89,7 @@ def shown(folder, name=None):
     run = plot.read_run(folder)
     if name is None:
         return run
-    figure = plot.plot_experiment(run, name) if name in run.stats else plot.PICTURES[name](run)
+    figure = plot.plot_experiment(run, name) if name in run.stats else getattr(plot, f"plot_{name}")(run)
     figure.draw_without_rendering()
     return figure
 
@@ -563,50 +563,56 @@ def test_images_show_the_originals_and_each_transform(tmp_path, trained, train_s
     assert a.get_title().startswith("A:")
 
 
-def with_digits(training, names):
-    """A training with answers to one's own digits: 7 to each."""
+def sevens(names):
+    """Pictures with these names, and the logits of a model that sees a 7 in each."""
     count = len(names)
+    digits = {
+        "names": np.array(names),
+        "images": np.full((count, 28, 28), 9, np.uint8),
+        "originals": np.full((count, 112, 112, 3), 200, dtype=np.uint8),
+    }
     logits = np.zeros((count, 10), dtype=np.float32)
     logits[:, 7] = 6
-    rows, record = training
-    digits = {
-        "digit_names": np.array(names),
-        "digit_images": np.full((count, 28, 28), 9, np.uint8),
-        "digit_originals": np.full((count, 112, 112, 3), 200, dtype=np.uint8),
-        "digit_logits": logits,
-    }
-    return rows, record | digits
+    return digits, logits
 
 
 TRUE_DIGITS = {"7.png": "right", "2_a.jpg": "wrong", "2 (1).png": "wrong", "a/7.png": "right"}
 NO_TRUE_DIGITS = ["a.png", "$b$.png", "28.png", "2nd try.png", "7a.png", "IMG_7.png", "7/a.png"]
 
 
-def test_digits_show_picture_prepared_image_and_answers(tmp_path, trained):
+def test_digits_show_picture_prepared_image_and_answers(tmp_path):
     names = [*TRUE_DIGITS, *NO_TRUE_DIGITS]
-    folder = make_run(tmp_path / "1", {"LeNet5": {0: with_digits(trained["LeNet5"][0], names)}})
+    digits, logits = sevens(names)
     probability = np.exp(6) / (np.exp(6) + 9)
     answer = f"7 ({100 * probability - 0.005:.2f}%)"  # rounded down
     expected = [f"{answer} {TRUE_DIGITS.get(name, '')}".strip() for name in names]
-    for axes, name, text in zip(shown(folder, "my_digits").axes, names, expected):
+    for axes, name, text in zip(plot.plot_digits(digits, {"LeNet5": logits}).axes, names, expected):
         assert axes.get_title() == name
         picture = axes.images[0].get_array()
         assert (picture[:, :112] == 200).all() and (picture[:, 112:] == 9).all()
-        assert axes.get_xlabel() == f"LeNet5: {text}"
-    record = shown(folder).records["LeNet5"][0]
-    digits = {part: record[f"digit_{part}"] for part in ("names", "images", "originals")}
-    table = cells(plot.digit_table(digits, {"LeNet5": record["digit_logits"]}))
+        assert [shown.get_text() for shown in axes.texts] == [f"LeNet5: {text}"]
+    table = cells(plot.digit_table(digits, {"LeNet5": logits}))
     assert table == [["picture", "LeNet5"], *([name, text] for name, text in zip(names, expected))]
-    logits = {"LeNet5": record["digit_logits"]}
-    assert plot.draw(tmp_path / "digits.png", plot.plot_digits, digits, logits)
+    assert plot.draw(tmp_path / "digits.png", plot.plot_digits, digits, {"LeNet5": logits})
     assert (tmp_path / "digits.png").stat().st_size > 10_000
 
 
-def test_many_digits_stay_readable(tmp_path, trained):
+def test_only_a_wrong_answer_is_coloured_and_no_answer_hides_another():
+    digits, logits = sevens(["7.png", "2.png"])
+    eights = np.roll(logits, 1, axis=1)
+    figure = plot.plot_digits(digits, {"A": logits, "B": eights, "C": logits})
+    figure.draw_without_rendering()
+    for axes, right in zip(figure.axes, (["A", "C"], [])):
+        black = [text for text in axes.texts if to_hex(text.get_color()) == "#000000"]
+        assert [text.get_text().strip()[0] for text in black] == right
+        lines = [text.get_window_extent() for text in axes.texts]
+        assert axes.bbox.y0 > lines[0].y0 > lines[1].y0 > lines[2].y0 >= 0
+
+
+def test_many_digits_stay_readable():
     count = 120
-    names = [f"{index}.png" for index in range(count)]
-    folder = make_run(tmp_path / "1", {"LeNet5": {0: with_digits(trained["LeNet5"][0], names)}})
-    figure = plot.plot_my_digits(shown(folder))
+    digits, logits = sevens([f"{index}.png" for index in range(count)])
+    figure = plot.plot_digits(digits, {"LeNet5": logits})
     assert figure.bbox.width < 3000 and figure.bbox.height < 9000 and len(figure.axes) == count
 
 
@@ -615,11 +621,10 @@ def test_many_digits_stay_readable(tmp_path, trained):
 
 def test_all_pictures_are_drawn_and_named(tmp_path, trained, capsys):
     make_run(tmp_path / "1", only(trained))
-    later = only(trained, seed=1) | {"A": {0: with_digits(trained["LeNet5"][0], ["7.png"])}}
-    folder = make_run(tmp_path / "2", later)
+    folder = make_run(tmp_path / "2", only(trained, seed=1) | {"A": {0: trained["LeNet5"][0]}})
     assert plot.show_run(folder)
     pictures = {path.stem for path in folder.glob("*.png")}
-    assert pictures == {*plot.PICTURES, "LeNet5", "A"}
+    assert pictures | {"my_digits"} == {*plot.PICTURES, "LeNet5", "A"}
     out = capsys.readouterr().out
     assert all(f"{name}.png" in out for name in pictures) and str(folder) in out
     assert out.index("| LeNet5") < out.index("since run 1") < out.index("comparison.png")
