@@ -399,8 +399,8 @@ FONTS = (
 
 
 def draw(path, make_figure, *data):
-    """Write the Figure that is made from some data, if there is one, as a PNG file. It has matplotlib's own
-    style, whatever a matplotlibrc says. Return whether there is one."""
+    """Write the Figure that is made from some data as a PNG file. It has matplotlib's own style, whatever a
+    matplotlibrc says. Return whether it could be drawn; if not, a line on standard error says why."""
     import matplotlib  # takes 0.4 s, for which the trainings need not wait
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.font_manager import fontManager
@@ -411,12 +411,14 @@ def draw(path, make_figure, *data):
         matplotlib.rcParams["font.family"] = ["DejaVu Sans", *(font for font in FONTS if font in installed)]
         matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of an experiment is just a $
         warnings.filterwarnings("ignore", "Glyph")  # one that no font has is drawn as a box
-        figure = make_figure(*data)
-        if figure is None:
+        try:
+            figure = make_figure(*data)
+            # figure.savefig would go through all artists twice, and compress twice as long for few bytes.
+            FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 1})
+        except Exception as error:  # matplotlib raises many kinds
+            print(f"error: {path} can't be drawn: {error!r}", file=sys.stderr)
             return False
-        # figure.savefig would go through all artists twice, and compress twice as long for few bytes.
-        FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 1})
-        return True
+    return True
 
 
 def new_figure(width, height, title):
@@ -457,13 +459,11 @@ def plot_experiment(run, name):
 
 def plot_comparison(run):
     """Return a Figure with the curves of all experiments."""
-    return plot_panels(run, run.title, list(run.stats)) if run.stats else None
+    return plot_panels(run, run.title, list(run.stats))
 
 
 def plot_edit(edit):
     """Return a Figure with the curves of the experiments that an edit has changed, before and after it."""
-    if edit is None or not edit.experiments:
-        return None
     title = [edit.after.title, *edit.changes[:8]]
     if len(edit.changes) > 8:
         title.append(f"and {len(edit.changes) - 8} more lines")
@@ -779,18 +779,14 @@ def digit_table(digits, logits):
 # All together ---------------------------------------------------------------------------------------
 
 
-CURVES = {
-    "edit": plot_edit,  # made from an Edit, the others from a Run
-    "comparison": plot_comparison,
-}
-IMAGES = {  # of trainings that have finished
+IMAGES = {  # pictures of trainings that have finished
     "images": plot_images,
     "mistakes": plot_mistakes,
     "confusion": plot_confusion,
     "layers": plot_layers,
 }
 # No experiment can have one of these names: its own picture would have the same.
-PICTURES = ("my_digits", *CURVES, *IMAGES)
+PICTURES = ("comparison", "edit", "my_digits", *IMAGES)
 
 
 def show_run(folder):
@@ -817,31 +813,35 @@ def show_run(folder):
 
 
 def draw_pictures(run, edit):
-    """Draw all pictures of a run and its edit into its folder. If one fails, say so on standard error and
-    draw the others. Return the names of those drawn and whether these are all."""
-    pictures = CURVES | IMAGES if run.records else CURVES
-    pictures = pictures | {name: partial(plot_experiment, name=name) for name in run.stats}
+    """Draw all pictures of a run and its edit into its folder. Return the names of those that could be drawn
+    and whether these are all."""
+    pictures = {}
+    if edit is not None and edit.experiments:
+        pictures["edit"] = partial(plot_edit, edit)
+    if run.stats:
+        pictures["comparison"] = partial(plot_comparison, run)
+    if run.records:
+        pictures |= {name: partial(make_figure, run) for name, make_figure in IMAGES.items()}
+    pictures |= {name: partial(plot_experiment, run, name) for name in run.stats}
     drawn = []
-    all_drawn = True
     for name, make_figure in pictures.items():
         path = run.folder / f"{name}.png"
-        try:
-            if draw(path, make_figure, edit if name == "edit" else run):
-                drawn.append(path.name)
-        except Exception as error:  # matplotlib raises many kinds
-            print(f"error: {path} can't be drawn: {one_line(error)}", file=sys.stderr)
-            all_drawn = False
-    return drawn, all_drawn
+        if draw(path, make_figure):
+            drawn.append(path.name)
+    return drawn, len(drawn) == len(pictures)
 
 
 def compare_runs(before_folder, after_folder):
-    """Print what changed from one run to another and what that did, and draw it beside their folders."""
+    """Print what changed from one run to another and what that did, and draw it beside their folders. Return
+    whether it could be drawn. Raises ValueError that names a file that can't be read."""
     edit = find_edit(read_run(before_folder), read_run(after_folder))
     print(*edit_lines(edit), sep="\n")
+    if not edit.experiments:
+        return True
     folder = edit.after.folder
     path = folder.parent / f"edit_{edit.before.folder.name}_{folder.name}.png"
-    if draw(path, plot_edit, edit):
-        print("", path, sep="\n")
+    print("", f"Drawing {path} ...", sep="\n", flush=True)
+    return draw(path, plot_edit, edit)
 
 
 def main(arguments):
@@ -855,8 +855,7 @@ def main(arguments):
     folders = [RESULTS / run if run.isdecimal() else Path(run) for run in runs]
     try:
         if len(folders) == 2:
-            compare_runs(*folders)
-            return 0
+            return 0 if compare_runs(*folders) else 1
         folders += run_folders(RESULTS)  # the run that is named, or else the newest, is the first
         if not folders:
             raise FileNotFoundError(f"no run is in {RESULTS}: first run main.py")

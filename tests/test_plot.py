@@ -644,6 +644,7 @@ def test_if_nobody_reads_the_table_pictures_are_drawn_all_the_same(tmp_path, tra
 
 
 def test_a_picture_that_fails_costs_no_other(tmp_path, trained, capsys):
+    before = make_run(tmp_path / "0", only(trained, seed=1))
     folder = make_run(tmp_path / "1", only(trained))
     (folder / "mistakes.png").mkdir()
     assert not plot.show_run(folder)
@@ -651,6 +652,10 @@ def test_a_picture_that_fails_costs_no_other(tmp_path, trained, capsys):
     assert "mistakes.png" in line
     for name in ("comparison", "confusion", "layers", "LeNet5"):
         assert (folder / f"{name}.png").is_file()
+    (tmp_path / "edit_0_1.png").mkdir()
+    assert plot.main([str(before), str(folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "edit_0_1.png" in line
 
 
 def test_settings_of_matplotlib_neither_change_the_pictures_nor_are_changed(tmp_path):
