@@ -100,18 +100,13 @@ def read_run(folder):
                     with np.load(path) as arrays:
                         records.setdefault(name, {})[seed] = dict(arrays)
     except Exception as error:  # json, numpy and zipfile raise many kinds
-        raise ValueError(f"{path} can't be read: {one_line(error)}") from error
+        raise ValueError(f"{path} can't be read: {error!r}") from error
     code = {}
     for path in folder.glob("code/*.py"):
         text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
         lines = enumerate(text.splitlines(), start=1)
         code[path.name] = {number: line for number, line in lines if line.strip()}
     return Run(folder, settings, stats, records, code)
-
-
-def one_line(error):
-    """Return the kind and the message of an exception."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def read_csv(path):
@@ -374,28 +369,8 @@ def edit_table(edit):
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = ("o", "^", "s", "x", "v", "d")
 
-# For names in Korean, Chinese and Japanese: what Windows, macOS and Linux bring.
-FONTS = (
-    "Malgun Gothic",
-    "Microsoft YaHei",
-    "Microsoft JhengHei",
-    "SimHei",
-    "Yu Gothic",
-    "MS Gothic",
-    "Apple SD Gothic Neo",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "Hiragino Sans",
-    "Arial Unicode MS",
-    "Noto Sans CJK JP",
-    "Noto Sans CJK SC",
-    "Noto Sans CJK KR",
-    "Droid Sans Fallback",
-    "NanumGothic",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "IPAGothic",
-)
+# Fonts for names in Chinese, Japanese and Korean, as Windows, macOS and Linux call theirs.
+FONTS = re.compile("CJK|Gothic|Hei|Song|Ming|PingFang|Hiragino|Nanum|Droid Sans Fallback")
 
 
 def draw(path, make_figure, *data):
@@ -405,10 +380,10 @@ def draw(path, make_figure, *data):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.font_manager import fontManager
 
-    installed = fontManager.get_font_names()
+    fonts = filter(FONTS.search, fontManager.get_font_names())
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
-        matplotlib.rcParams["font.family"] = ["DejaVu Sans", *(font for font in FONTS if font in installed)]
+        matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted(fonts)]
         matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of an experiment is just a $
         warnings.filterwarnings("ignore", "Glyph")  # one that no font has is drawn as a box
         try:
@@ -485,10 +460,7 @@ def plot_panels(run, title, names, before=None):
             style = {"label": old_label, "linestyle": "--", "markerfacecolor": "white"}
             curves.append((old, style | styles[name]))
         curves.append((seeds, {"label": label} | styles[name]))
-    longest = max(len(style["label"]) for _, style in curves)
-    columns = max(1, min(3, 115 // (longest + 8)))  # of the legend: 115 characters fit side by side
-    rows = math.ceil(len(curves) / columns)
-    figure = new_figure(10, 7.5 + 0.2 * (rows + title.count("\n")), title)
+    figure = new_figure(10, 7.5 + 0.2 * (len(curves) + title.count("\n")), title)
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for axes, column in zip(panels.flat, ("train_loss", "eval_loss", "train_accuracy", "eval_accuracy")):
         for seeds, style in curves:
@@ -497,7 +469,7 @@ def plot_panels(run, title, names, before=None):
         finish_axes(axes, column)
         axes.label_outer()
     lines = panels[0, 0].lines[: len(curves)]
-    figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=9)
+    figure.legend(handles=lines, loc="outside lower center", fontsize=9)
     return figure
 
 
@@ -663,7 +635,13 @@ def plot_confusion(run):
         mistakes = counts - np.diag(np.diag(counts))
         most = max(most, mistakes.max())
         axes.imshow(mistakes, cmap="Oranges")
-        style = {"ha": "center", "va": "center", "fontsize": 7, "in_layout": False}  # False: laid out faster
+        style = {
+            "ha": "center",
+            "va": "center",
+            "fontsize": 7,
+            "family": "DejaVu Sans",  # which has bold digits: matplotlib complains about fonts without
+            "in_layout": False,  # laid out faster
+        }
         for label, prediction in np.argwhere(counts):
             weight = "bold" if label == prediction else "normal"
             axes.text(prediction, label, counts[label, prediction], weight=weight, **style)

@@ -677,6 +677,19 @@ def test_names_in_other_scripts_and_with_dollars_make_no_warning(tmp_path):
         assert plot.show_run(folder)
 
 
+def test_installed_fonts_are_found_by_a_pattern_and_may_lack_bold(folder, monkeypatch, caplog):
+    monkeypatch.setattr(plot, "FONTS", re.compile("cmr10"))  # comes with matplotlib, without bold
+    families = []
+
+    def confusion(run):
+        families.extend(matplotlib.rcParams["font.family"])
+        return plot.plot_confusion(run)
+
+    assert plot.draw(folder / "confusion.png", confusion, shown(folder))
+    assert families == ["DejaVu Sans", "cmr10"]
+    assert not caplog.records
+
+
 def test_a_run_without_a_finished_epoch_has_a_summary_and_any_standard_output_will_do(tmp_path, monkeypatch):
     folder = make_run(tmp_path / "1", {"정규화": {0: ([], None)}})
     for output in (None, io.StringIO()):
