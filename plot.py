@@ -27,6 +27,7 @@ LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally 
 MEASURES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
 COMPARED = ("description", "checksum", "seeds", "python", "torch", "numpy")  # in settings.json
 COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
+UNIT = "percentage points; with several seeds, ± the standard error of their differences"
 
 # So that no table and no picture grows without bound:
 MOST_LINES = 20  # of an edit of one file
@@ -178,34 +179,27 @@ def difference(before, after, column):
     return text
 
 
-def unit_of(differences):
-    """Return what differences between accuracies, as texts, are given in."""
-    if any("±" in text for text in differences):
-        return "percentage points ± standard error of the differences, seed by seed"
-    return "percentage points"
-
-
 def summary(run):
     """Return what was reached, as lines: a table of the last epochs, and remarks."""
     kind = run.settings["kind"]
     baseline = run.settings["baseline"]
     count = len(run.settings["seeds"])
     how = f"mean ± standard deviation of {count} seeds" if count > 1 else "1 seed"
-    gains = []
+    has_gain = False
     table = [["experiment", "train acc", f"{kind} loss", f"{kind} acc", "gain", "seconds"]]
     for name, seeds in run.stats.items():
         gain = ""
         if name != baseline and is_finished(run, name) and is_finished(run, baseline):
             gain = difference(run.stats[baseline], seeds, "eval_accuracy")
-            gains.append(gain)
+            has_gain = True
         row = [name, *(cell(seeds, column) for column in ("train_accuracy", "eval_loss", "eval_accuracy"))]
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
         table.append([*row, gain, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.settings['date']}: {run.data}", f"Last epoch, {how}", ""]
     lines += markdown(table)
     remarks = training_remarks(run)
-    if gains:
-        remarks.insert(0, f"gain: {kind} accuracy over {baseline}, {unit_of(gains)}")
+    if has_gain:
+        remarks.insert(0, f"gain: {kind} accuracy over {baseline}, in {UNIT}")
     elif len(run.settings["experiments"]) > 1:
         remarks.insert(0, f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
     return [*lines, "", *remarks] if remarks else lines
@@ -359,7 +353,7 @@ def edit_table(edit):
             loss = difference(old, new, "eval_loss")
         number = edit.after.folder.name
         table.append([name, number, cell(new, "eval_accuracy"), accuracy, cell(new, "eval_loss"), loss])
-    return [*markdown(table), "", f"change in accuracy: {unit_of(row[3] for row in table)}"]
+    return [*markdown(table), "", f"change in accuracy: {UNIT}"]
 
 
 # Curves ---------------------------------------------------------------------------------------------
@@ -665,27 +659,22 @@ def plot_layers(run):
             most = np.abs(filters).max()
             style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
             bottom = draw_step(axes, "filters, blue is positive, red negative", filters, bottom + 15, **style)
-        layers = drawn_layers(record)
-        for layer, output in layers[:MOST_LAYERS]:
+        drawn = 0
+        for layer, kind, parameters, output in layers_of(record):
+            # Only layers with weights, but not batch norm. Those of one that is used twice count once.
+            if not parameters or "Norm" in kind or not 1 <= output.ndim <= 3:
+                continue
+            if drawn == MOST_LAYERS:
+                axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
+                break
             bottom = draw_step(axes, layer, output, bottom + 15)
-        if len(layers) > MOST_LAYERS:
-            axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
+            drawn += 1
         draw_probabilities(axes, softmax(record["input_logits"]), bottom + 15)
         depth = max(depth, bottom + 45)
     for axes in panels:
         axes.set(xlim=(0, 8 * 29), ylim=(depth, 0))
     figure.set_figheight(0.6 + math.ceil(len(panels) / 4) * (0.3 + depth / 60))
     return figure
-
-
-def drawn_layers(record):
-    """Return name and output of the layers that have weights, such as convolutions, but not of batch norm. A
-    layer that is used twice is drawn once."""
-    drawn = []
-    for name, kind, parameters, output in layers_of(record):
-        if parameters and "Norm" not in kind and 1 <= output.ndim <= 3:
-            drawn.append((name, output))
-    return drawn
 
 
 def draw_step(axes, step, values, top, **style):
