@@ -48,7 +48,7 @@ class Run:
     settings: dict  # settings.json
     stats: dict  # {experiment: {seed: {column: an array with a number per epoch}}}
     records: dict  # {experiment: {seed: {name: array}}}, of trainings that have finished
-    code: dict  # {file name: {number of a line: the line}}, without blank lines
+    code: dict  # {path in code/, such as "models/lenet.py": its lines, see read_code}
 
     @property
     def data(self):
@@ -86,6 +86,7 @@ def read_run(folder):
     folder = Path(folder).resolve()
     stats = {}
     records = {}
+    code = {}
     path = folder / "settings.json"  # what an error is about
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -100,13 +101,10 @@ def read_run(folder):
                 if path.exists():
                     with np.load(path) as arrays:
                         records.setdefault(name, {})[seed] = dict(arrays)
+        for path in folder.glob("code/**/*.py"):
+            code[path.relative_to(folder / "code").as_posix()] = read_code(path)
     except Exception as error:  # json, numpy and zipfile raise many kinds
         raise ValueError(f"{path} can't be read: {error!r}") from error
-    code = {}
-    for path in folder.glob("code/*.py"):
-        text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
-        lines = enumerate(text.splitlines(), start=1)
-        code[path.name] = {number: line for number, line in lines if line.strip()}
     return Run(folder, settings, stats, records, code)
 
 
@@ -118,6 +116,13 @@ def read_csv(path):
     if not rows:
         return {}
     return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
+
+
+def read_code(path):
+    """Return {number of a line: the line} of a script, without blank lines."""
+    text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
+    lines = enumerate(text.splitlines(), start=1)
+    return {number: line for number, line in lines if line.strip()}
 
 
 def is_finished(run, name):

@@ -59,6 +59,7 @@ def make_run(folder, trainings, code=CODE, **changes):
     folder.mkdir(parents=True)
     (folder / "code").mkdir()
     for name, source in code.items():
+        (folder / "code" / name).parent.mkdir(exist_ok=True)
         (folder / "code" / name).write_bytes(source if isinstance(source, bytes) else source.encode())
     facts = {"epochs": EPOCHS, "parameters": 61706, "row": "Experiment(...)"}
     settings = {
@@ -245,15 +246,15 @@ def test_summary_md_holds_row_layers_and_epochs(tmp_path, trained):
 
 def test_the_edit_is_the_lines_that_differ_with_their_places(folder, tmp_path, trained):
     code = CODE | {"main.py": CODE["main.py"].replace("0.02", "0.005").replace("EPOCHS", "\nEPOCHS", 1)}
-    code |= {"model.py": CODE["model.py"] + "    pool = 5\n", "mine.py": "x = 1\n"}
+    code |= {"model.py": CODE["model.py"] + "\n    pool = 5\n", "models/mine.py": "x = 1\n"}
     later = make_run(tmp_path / "2", trained, code)
     assert edited(folder, later).changes == [
         "main.py, line 6: -         0.02,",
         "main.py, line 7: +         0.005,",
-        "mine.py is new",
-        "model.py, line 3: +     pool = 5",
+        "model.py, line 4: +     pool = 5",
+        "models/mine.py is new",
     ]
-    assert "mine.py is gone" in edited(later, folder).changes
+    assert "models/mine.py is gone" in edited(later, folder).changes
 
 
 def test_a_long_edit_is_cut_and_its_length_said(folder, tmp_path, trained):
