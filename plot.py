@@ -80,6 +80,26 @@ def run_folders(results_dir):
     return sorted(numbered, key=lambda folder: int(folder.name), reverse=True)
 
 
+def newest_run(folders, is_wanted):
+    """Return the first Run in some folders for which is_wanted(run) holds, or None. Those on the way to it
+    that can't be read, such as results of another version, cost one line on standard error."""
+    wanted = None
+    unreadable = []
+    for folder in folders:
+        try:
+            run = read_run(folder)
+        except ValueError:
+            unreadable.append(str(folder))
+            continue
+        if is_wanted(run):
+            wanted = run
+            break
+    if unreadable:
+        reason = "they can't be read (made by another version?)"
+        print(f"warning: left out, since {reason}: {', '.join(unreadable)}", file=sys.stderr)
+    return wanted
+
+
 def read_run(folder):
     """Return the Run in a folder. Trainings without a finished epoch are left out. Raises ValueError that
     names a file that can't be read."""
@@ -301,20 +321,16 @@ def find_edit(before, after):
 
 
 def run_before(run):
-    """Return the newest Run before this one that has finished, on the same data, or None. An earlier run that
-    can't be read costs a line on standard error."""
+    """Return the newest Run before this one that has finished, on the same data, or None."""
+
+    def is_comparable(before):
+        has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
+        return has_finished and before.settings["checksum"] == run.settings["checksum"]
+
     folders = run_folders(run.folder.parent)
     if run.folder not in folders:
         return None
-    for folder in folders[folders.index(run.folder) + 1 :]:
-        try:
-            before = read_run(folder)
-            has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
-            if has_finished and before.settings["checksum"] == run.settings["checksum"]:
-                return before
-        except (OSError, ValueError) as error:
-            print(f"warning: {error}", file=sys.stderr)
-    return None
+    return newest_run(folders[folders.index(run.folder) + 1 :], is_comparable)
 
 
 def edit_lines(edit):

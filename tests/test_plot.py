@@ -327,12 +327,15 @@ def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_da
         make_run(tmp_path / number, only(trained), **changes)
     make_run(tmp_path / "6", only(trained))
     (tmp_path / "6" / "LeNet5-seed0.csv").write_text("epoch\nword\n", encoding="utf-8")
+    older = make_run(tmp_path / "7", only(trained)) / "LeNet5-seed0.csv"  # of an earlier version
+    older.write_text(older.read_text(encoding="utf-8").replace("eval_", "val_"), encoding="utf-8")
     make_run(tmp_path / "12", only(trained))
     last = make_run(tmp_path / "10", only(trained))
     assert plot.run_before(shown(last)).folder == tmp_path / "2"
     (line,) = capsys.readouterr().err.splitlines()
-    assert "LeNet5-seed0.csv" in line
+    assert str(tmp_path / "6") in line and str(tmp_path / "7") in line
     assert plot.run_before(shown(tmp_path / "1")) is None
+    assert not capsys.readouterr().err
 
 
 def test_other_seeds_and_data_are_compared_only_if_asked_for(tmp_path, monkeypatch, capsys, trained):
