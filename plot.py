@@ -25,8 +25,9 @@ import numpy as np
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
 MEASURES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
-VERSIONS = ("python", "torch", "numpy")  # in settings.json
+COMPARED = ("description", "checksum", "seeds", "python", "torch", "numpy")  # in settings.json
 COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
+UNIT = "percentage points; with several seeds, ± the standard error of their differences"
 
 # So that no table and no picture grows without bound:
 MOST_LINES = 20  # of an edit of one file
@@ -47,7 +48,7 @@ class Run:
     settings: dict  # settings.json
     stats: dict  # {experiment: {seed: {column: an array with a number per epoch}}}
     records: dict  # {experiment: {seed: {name: array}}}, of trainings that have finished
-    code: dict  # {file name: its lines}
+    code: dict  # {path in code/, such as "models/lenet.py": its lines, see read_code}
 
     @property
     def data(self):
@@ -66,6 +67,11 @@ class Run:
         kind = self.settings["kind"]
         return dict(zip(MEASURES, ("training loss", "training accuracy", f"{kind} loss", f"{kind} accuracy")))
 
+    def measured(self, name):
+        """Return all losses and accuracies of an experiment: {seed: four lists, a number per epoch}."""
+        seeds = self.stats.get(name, {})
+        return {seed: [columns[column].tolist() for column in MEASURES] for seed, columns in seeds.items()}
+
 
 def run_folders(results_dir):
     """Return the folders of all runs, the newest first."""
@@ -74,12 +80,33 @@ def run_folders(results_dir):
     return sorted(numbered, key=lambda folder: int(folder.name), reverse=True)
 
 
+def newest_run(folders, is_wanted):
+    """Return the first Run in some folders for which is_wanted(run) holds, or None. Those on the way to it
+    that can't be read, such as results of another version, cost one line on standard error."""
+    wanted = None
+    unreadable = []
+    for folder in folders:
+        try:
+            run = read_run(folder)
+        except ValueError:
+            unreadable.append(str(folder))
+            continue
+        if is_wanted(run):
+            wanted = run
+            break
+    if unreadable:
+        reason = "they can't be read (made by another version?)"
+        print(f"warning: left out, since {reason}: {', '.join(unreadable)}", file=sys.stderr)
+    return wanted
+
+
 def read_run(folder):
     """Return the Run in a folder. Trainings without a finished epoch are left out. Raises ValueError that
     names a file that can't be read."""
     folder = Path(folder).resolve()
     stats = {}
     records = {}
+    code = {}
     path = folder / "settings.json"  # what an error is about
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -94,18 +121,11 @@ def read_run(folder):
                 if path.exists():
                     with np.load(path) as arrays:
                         records.setdefault(name, {})[seed] = dict(arrays)
+        for path in folder.glob("code/**/*.py"):
+            code[path.relative_to(folder / "code").as_posix()] = read_code(path)
     except Exception as error:  # json, numpy and zipfile raise many kinds
-        raise ValueError(f"{path} can't be read: {one_line(error)}") from error
-    code = {}
-    for path in folder.glob("code/*.py"):
-        text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
-        code[path.name] = text.splitlines()
+        raise ValueError(f"{path} can't be read: {error!r}") from error
     return Run(folder, settings, stats, records, code)
-
-
-def one_line(error):
-    """Return the kind and the message of an exception."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def read_csv(path):
@@ -116,6 +136,13 @@ def read_csv(path):
     if not rows:
         return {}
     return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
+
+
+def read_code(path):
+    """Return {number of a line: the line} of a script, without blank lines."""
+    text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
+    lines = enumerate(text.splitlines(), start=1)
+    return {number: line for number, line in lines if line.strip()}
 
 
 def is_finished(run, name):
@@ -177,34 +204,27 @@ def difference(before, after, column):
     return text
 
 
-def unit_of(differences):
-    """Return what differences between accuracies, as texts, are given in."""
-    if any("±" in text for text in differences):
-        return "percentage points ± standard error of the differences, seed by seed"
-    return "percentage points"
-
-
 def summary(run):
     """Return what was reached, as lines: a table of the last epochs, and remarks."""
     kind = run.settings["kind"]
     baseline = run.settings["baseline"]
     count = len(run.settings["seeds"])
     how = f"mean ± standard deviation of {count} seeds" if count > 1 else "1 seed"
-    gains = []
+    has_gain = False
     table = [["experiment", "train acc", f"{kind} loss", f"{kind} acc", "gain", "seconds"]]
     for name, seeds in run.stats.items():
         gain = ""
         if name != baseline and is_finished(run, name) and is_finished(run, baseline):
             gain = difference(run.stats[baseline], seeds, "eval_accuracy")
-            gains.append(gain)
+            has_gain = True
         row = [name, *(cell(seeds, column) for column in ("train_accuracy", "eval_loss", "eval_accuracy"))]
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
         table.append([*row, gain, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.settings['date']}: {run.data}", f"Last epoch, {how}", ""]
     lines += markdown(table)
     remarks = training_remarks(run)
-    if gains:
-        remarks.insert(0, f"gain: {kind} accuracy over {baseline}, {unit_of(gains)}")
+    if has_gain:
+        remarks.insert(0, f"gain: {kind} accuracy over {baseline}, in {UNIT}")
     elif len(run.settings["experiments"]) > 1:
         remarks.insert(0, f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
     return [*lines, "", *remarks] if remarks else lines
@@ -262,85 +282,55 @@ class Edit:
 
     before: Run
     after: Run
-    changes: list  # lines of the code that differ, and data, seeds and versions
+    changes: list  # lines of the code that differ, without blank ones, and data, seeds and versions
     experiments: list  # names of those whose losses or accuracies differ, or that are new
     unfinished: list  # names of those that have not finished in both runs, and are not compared
 
 
 def find_edit(before, after):
     """Return the Edit that led from one run to another."""
-    changes = code_changes(before.code, after.code)
-    old = before.settings
-    new = after.settings
-    if old["checksum"] != new["checksum"]:
-        others = "other images" if after.data == before.data else after.data
-        changes.append(f"data: {before.data} -> {others}")
-    if old["seeds"] != new["seeds"]:
-        changes.append(f"seeds: {old['seeds']} -> {new['seeds']}")
-    for name in VERSIONS:
-        if old[name] != new[name]:
-            changes.append(f"{name}: {old[name]} -> {new[name]}")
+    changes = []
+    for name in sorted(before.code | after.code, key=lambda name: (name != "main.py", name)):
+        if name not in before.code or name not in after.code:
+            changes.append(f"{name} is {'new' if name in after.code else 'gone'}")
+            continue
+        old = before.code[name]
+        new = after.code[name]
+        removed = [f"{name}, line {number}: - {line}" for number, line in old.items()]
+        added = [f"{name}, line {number}: + {line}" for number, line in new.items()]
+        matcher = difflib.SequenceMatcher(None, list(old.values()), list(new.values()), autojunk=False)
+        lines = []
+        for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():
+            if kind != "equal":
+                lines += removed[old_start:old_end] + added[new_start:new_end]
+        changes += lines[:MOST_LINES]
+        if len(lines) > MOST_LINES:
+            changes.append(f"{name}: {len(lines) - MOST_LINES} more lines")
+    for key in COMPARED:
+        if before.settings[key] != after.settings[key]:
+            changes.append(f"{key}: {before.settings[key]} -> {after.settings[key]}")
     experiments = []
     unfinished = []
-    for name in new["experiments"]:
-        is_new = name not in old["experiments"]
+    for name in after.settings["experiments"]:
+        is_new = name not in before.settings["experiments"]
         if not is_finished(after, name) or not (is_new or is_finished(before, name)):
             unfinished.append(name)
-        elif is_new or not same_results(before.stats[name], after.stats[name]):
+        elif before.measured(name) != after.measured(name):
             experiments.append(name)
     return Edit(before, after, changes, experiments, unfinished)
 
 
-def code_changes(before, after):
-    """Return the lines that differ between two copies of the code, {file name: its lines}, main.py first."""
-    changes = []
-    for name in sorted(before | after, key=lambda name: (name != "main.py", name)):
-        if name not in before or name not in after:
-            changes.append(f"{name} is {'new' if name in after else 'gone'}")
-            continue
-        lines = line_changes(before[name], after[name])
-        changes += [f"{name}, {line}" for line in lines[:MOST_LINES]]
-        if len(lines) > MOST_LINES:
-            changes.append(f"{name}: {len(lines) - MOST_LINES} more lines")
-    return changes
-
-
-def line_changes(old, new):
-    """Return the lines that differ between two versions of a file, without blank ones."""
-    changes = []
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
-    for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():
-        if kind == "equal":
-            continue
-        for sign, lines, start, end in (("-", old, old_start, old_end), ("+", new, new_start, new_end)):
-            for number in range(start, end):
-                if lines[number].strip():
-                    changes.append(f"line {number + 1}: {sign} {lines[number]}")
-    return changes
-
-
-def same_results(old, new):
-    """Whether two experiments, {seed: {column: array}}, have the same losses and accuracies."""
-    if old.keys() != new.keys():
-        return False
-    return all(np.array_equal(old[seed][column], new[seed][column]) for seed in new for column in MEASURES)
-
-
 def run_before(run):
-    """Return the newest Run before this one that has finished, on the same data, or None. An earlier run that
-    can't be read costs a line on standard error."""
+    """Return the newest Run before this one that has finished, on the same data, or None."""
+
+    def is_comparable(before):
+        has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
+        return has_finished and before.settings["checksum"] == run.settings["checksum"]
+
     folders = run_folders(run.folder.parent)
     if run.folder not in folders:
         return None
-    for folder in folders[folders.index(run.folder) + 1 :]:
-        try:
-            before = read_run(folder)
-            has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
-            if has_finished and before.settings["checksum"] == run.settings["checksum"]:
-                return before
-        except (OSError, ValueError) as error:
-            print(f"warning: {error}", file=sys.stderr)
-    return None
+    return newest_run(folders[folders.index(run.folder) + 1 :], is_comparable)
 
 
 def edit_lines(edit):
@@ -384,7 +374,7 @@ def edit_table(edit):
             loss = difference(old, new, "eval_loss")
         number = edit.after.folder.name
         table.append([name, number, cell(new, "eval_accuracy"), accuracy, cell(new, "eval_loss"), loss])
-    return [*markdown(table), "", f"change in accuracy: {unit_of(row[3] for row in table)}"]
+    return [*markdown(table), "", f"change in accuracy: {UNIT}"]
 
 
 # Curves ---------------------------------------------------------------------------------------------
@@ -394,49 +384,31 @@ def edit_table(edit):
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = ("o", "^", "s", "x", "v", "d")
 
-# For names in Korean, Chinese and Japanese: what Windows, macOS and Linux bring.
-FONTS = (
-    "Malgun Gothic",
-    "Microsoft YaHei",
-    "Microsoft JhengHei",
-    "SimHei",
-    "Yu Gothic",
-    "MS Gothic",
-    "Apple SD Gothic Neo",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "Hiragino Sans",
-    "Arial Unicode MS",
-    "Noto Sans CJK JP",
-    "Noto Sans CJK SC",
-    "Noto Sans CJK KR",
-    "Droid Sans Fallback",
-    "NanumGothic",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "IPAGothic",
-)
+# Fonts for names in Chinese, Japanese and Korean, as Windows, macOS and Linux call theirs.
+FONTS = re.compile("CJK|Gothic|Hei|Song|Ming|PingFang|Hiragino|Nanum|Droid Sans Fallback")
 
 
 def draw(path, make_figure, *data):
-    """Write the Figure that is made from some data, if there is one, as a PNG file. It has matplotlib's own
-    style, whatever a matplotlibrc says. Return whether there is one."""
+    """Write the Figure that is made from some data as a PNG file. It has matplotlib's own style, whatever a
+    matplotlibrc says. Return whether it could be drawn; if not, a line on standard error says why."""
     import matplotlib  # takes 0.4 s, for which the trainings need not wait
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.font_manager import fontManager
 
-    installed = fontManager.get_font_names()
+    fonts = filter(FONTS.search, fontManager.get_font_names())
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
-        matplotlib.rcParams["font.family"] = ["DejaVu Sans", *(font for font in FONTS if font in installed)]
+        matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted(fonts)]
         matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of an experiment is just a $
         warnings.filterwarnings("ignore", "Glyph")  # one that no font has is drawn as a box
-        figure = make_figure(*data)
-        if figure is None:
+        try:
+            figure = make_figure(*data)
+            # figure.savefig would go through all artists twice, and compress twice as long for few bytes.
+            FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 1})
+        except Exception as error:  # matplotlib raises many kinds
+            print(f"error: {path} can't be drawn: {error!r}", file=sys.stderr)
             return False
-        # figure.savefig would go through all artists twice, and compress twice as long for few bytes.
-        FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 1})
-        return True
+    return True
 
 
 def new_figure(width, height, title):
@@ -477,13 +449,11 @@ def plot_experiment(run, name):
 
 def plot_comparison(run):
     """Return a Figure with the curves of all experiments."""
-    return plot_panels(run, run.title, list(run.stats)) if run.stats else None
+    return plot_panels(run, run.title, list(run.stats))
 
 
 def plot_edit(edit):
     """Return a Figure with the curves of the experiments that an edit has changed, before and after it."""
-    if edit is None or not edit.experiments:
-        return None
     title = [edit.after.title, *edit.changes[:8]]
     if len(edit.changes) > 8:
         title.append(f"and {len(edit.changes) - 8} more lines")
@@ -505,10 +475,7 @@ def plot_panels(run, title, names, before=None):
             style = {"label": old_label, "linestyle": "--", "markerfacecolor": "white"}
             curves.append((old, style | styles[name]))
         curves.append((seeds, {"label": label} | styles[name]))
-    longest = max(len(style["label"]) for _, style in curves)
-    columns = max(1, min(3, 115 // (longest + 8)))  # of the legend: 115 characters fit side by side
-    rows = math.ceil(len(curves) / columns)
-    figure = new_figure(10, 7.5 + 0.2 * (rows + title.count("\n")), title)
+    figure = new_figure(10, 7.5 + 0.2 * (len(curves) + title.count("\n")), title)
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for axes, column in zip(panels.flat, ("train_loss", "eval_loss", "train_accuracy", "eval_accuracy")):
         for seeds, style in curves:
@@ -517,7 +484,7 @@ def plot_panels(run, title, names, before=None):
         finish_axes(axes, column)
         axes.label_outer()
     lines = panels[0, 0].lines[: len(curves)]
-    figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=9)
+    figure.legend(handles=lines, loc="outside lower center", fontsize=9)
     return figure
 
 
@@ -683,7 +650,13 @@ def plot_confusion(run):
         mistakes = counts - np.diag(np.diag(counts))
         most = max(most, mistakes.max())
         axes.imshow(mistakes, cmap="Oranges")
-        style = {"ha": "center", "va": "center", "fontsize": 7, "in_layout": False}  # False: laid out faster
+        style = {
+            "ha": "center",
+            "va": "center",
+            "fontsize": 7,
+            "family": "DejaVu Sans",  # which has bold digits: matplotlib complains about fonts without
+            "in_layout": False,  # laid out faster
+        }
         for label, prediction in np.argwhere(counts):
             weight = "bold" if label == prediction else "normal"
             axes.text(prediction, label, counts[label, prediction], weight=weight, **style)
@@ -707,27 +680,22 @@ def plot_layers(run):
             most = np.abs(filters).max()
             style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
             bottom = draw_step(axes, "filters, blue is positive, red negative", filters, bottom + 15, **style)
-        layers = drawn_layers(record)
-        for layer, output in layers[:MOST_LAYERS]:
+        drawn = 0
+        for layer, kind, parameters, output in layers_of(record):
+            # Only layers with weights, but not batch norm. Those of one that is used twice count once.
+            if not parameters or "Norm" in kind or not 1 <= output.ndim <= 3:
+                continue
+            if drawn == MOST_LAYERS:
+                axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
+                break
             bottom = draw_step(axes, layer, output, bottom + 15)
-        if len(layers) > MOST_LAYERS:
-            axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
+            drawn += 1
         draw_probabilities(axes, softmax(record["input_logits"]), bottom + 15)
         depth = max(depth, bottom + 45)
     for axes in panels:
         axes.set(xlim=(0, 8 * 29), ylim=(depth, 0))
     figure.set_figheight(0.6 + math.ceil(len(panels) / 4) * (0.3 + depth / 60))
     return figure
-
-
-def drawn_layers(record):
-    """Return name and output of the layers that have weights, such as convolutions, but not of batch norm. A
-    layer that is used twice is drawn once."""
-    drawn = []
-    for name, kind, parameters, output in layers_of(record):
-        if parameters and "Norm" not in kind and 1 <= output.ndim <= 3:
-            drawn.append((name, output))
-    return drawn
 
 
 def draw_step(axes, step, values, top, **style):
@@ -752,17 +720,6 @@ def draw_probabilities(axes, probabilities, top):
         axes.text(place, top + 24, digit, ha="center", fontsize=7)
 
 
-def plot_my_digits(run):
-    """Return a Figure of your own digits with the answers of all models."""
-    digits = {}
-    logits = {}
-    for name, (_, record) in first_records(run).items():
-        if "digit_logits" in record:
-            digits = {part: record[f"digit_{part}"] for part in ("names", "images", "originals")}
-            logits[name] = record["digit_logits"]
-    return plot_digits(digits, logits) if digits else None
-
-
 def plot_digits(digits, logits):
     """Return a Figure of digits, see `dataset.read_digits`: as taken, as the models see them, and the answers
     of {model: logits (M, 10)}."""
@@ -777,10 +734,10 @@ def plot_digits(digits, logits):
         axes.imshow(np.hstack([digits["originals"][index], seen]))
         axes.set_anchor("N")  # leaves room for the answers below
         axes.set_title(str(digits["names"][index])[-30:], fontsize=8)
-        answers = digit_answers(digits, logits, index)
-        axes.set_xlabel("\n".join(f"{model}: {answer}" for model, answer in answers.items()), fontsize=7)
-        if any(answer.endswith("wrong") for answer in answers.values()):
-            axes.xaxis.label.set_color(COLORS[1])
+        for line, (model, answer) in enumerate(digit_answers(digits, logits, index).items()):
+            color = COLORS[1] if answer.endswith("wrong") else "black"
+            text = "\n" * line + f"{model}: {answer}"  # below the answers of the models before
+            axes.text(112, 116, text, color=color, fontsize=7, ha="center", va="top")
     return figure
 
 
@@ -810,19 +767,14 @@ def digit_table(digits, logits):
 # All together ---------------------------------------------------------------------------------------
 
 
-CURVES = {
-    "edit": plot_edit,  # made from an Edit, the others from a Run
-    "comparison": plot_comparison,
-}
-IMAGES = {  # of trainings that have finished
+IMAGES = {  # pictures of trainings that have finished
     "images": plot_images,
     "mistakes": plot_mistakes,
     "confusion": plot_confusion,
     "layers": plot_layers,
-    "my_digits": plot_my_digits,
 }
-# The pictures of a run, besides that of each experiment. No experiment can have one of these names.
-PICTURES = CURVES | IMAGES
+# No experiment can have one of these names: its own picture would have the same.
+PICTURES = ("comparison", "edit", "my_digits", *IMAGES)
 
 
 def show_run(folder):
@@ -849,31 +801,35 @@ def show_run(folder):
 
 
 def draw_pictures(run, edit):
-    """Draw all pictures of a run and its edit into its folder. If one fails, say so on standard error and
-    draw the others. Return the names of those drawn and whether these are all."""
-    pictures = PICTURES if run.records else CURVES
-    pictures = pictures | {name: partial(plot_experiment, name=name) for name in run.stats}
+    """Draw all pictures of a run and its edit into its folder. Return the names of those that could be drawn
+    and whether these are all."""
+    pictures = {}
+    if edit is not None and edit.experiments:
+        pictures["edit"] = partial(plot_edit, edit)
+    if run.stats:
+        pictures["comparison"] = partial(plot_comparison, run)
+    if run.records:
+        pictures |= {name: partial(make_figure, run) for name, make_figure in IMAGES.items()}
+    pictures |= {name: partial(plot_experiment, run, name) for name in run.stats}
     drawn = []
-    all_drawn = True
     for name, make_figure in pictures.items():
         path = run.folder / f"{name}.png"
-        try:
-            if draw(path, make_figure, edit if name == "edit" else run):
-                drawn.append(path.name)
-        except Exception as error:  # matplotlib raises many kinds
-            print(f"error: {path} can't be drawn: {one_line(error)}", file=sys.stderr)
-            all_drawn = False
-    return drawn, all_drawn
+        if draw(path, make_figure):
+            drawn.append(path.name)
+    return drawn, len(drawn) == len(pictures)
 
 
 def compare_runs(before_folder, after_folder):
-    """Print what changed from one run to another and what that did, and draw it beside their folders."""
+    """Print what changed from one run to another and what that did, and draw it beside their folders. Return
+    whether it could be drawn. Raises ValueError that names a file that can't be read."""
     edit = find_edit(read_run(before_folder), read_run(after_folder))
     print(*edit_lines(edit), sep="\n")
+    if not edit.experiments:
+        return True
     folder = edit.after.folder
     path = folder.parent / f"edit_{edit.before.folder.name}_{folder.name}.png"
-    if draw(path, plot_edit, edit):
-        print("", path, sep="\n")
+    print("", f"Drawing {path} ...", sep="\n", flush=True)
+    return draw(path, plot_edit, edit)
 
 
 def main(arguments):
@@ -887,8 +843,7 @@ def main(arguments):
     folders = [RESULTS / run if run.isdecimal() else Path(run) for run in runs]
     try:
         if len(folders) == 2:
-            compare_runs(*folders)
-            return 0
+            return 0 if compare_runs(*folders) else 1
         folders += run_folders(RESULTS)  # the run that is named, or else the newest, is the first
         if not folders:
             raise FileNotFoundError(f"no run is in {RESULTS}: first run main.py")

@@ -59,6 +59,7 @@ def make_run(folder, trainings, code=CODE, **changes):
     folder.mkdir(parents=True)
     (folder / "code").mkdir()
     for name, source in code.items():
+        (folder / "code" / name).parent.mkdir(exist_ok=True)
         (folder / "code" / name).write_bytes(source if isinstance(source, bytes) else source.encode())
     facts = {"epochs": EPOCHS, "parameters": 61706, "row": "Experiment(...)"}
     settings = {
@@ -89,7 +90,7 @@ def shown(folder, name=None):
     run = plot.read_run(folder)
     if name is None:
         return run
-    figure = plot.plot_experiment(run, name) if name in run.stats else plot.PICTURES[name](run)
+    figure = plot.plot_experiment(run, name) if name in run.stats else getattr(plot, f"plot_{name}")(run)
     figure.draw_without_rendering()
     return figure
 
@@ -135,7 +136,8 @@ def test_read_run_gives_what_the_files_hold_in_the_order_of_the_settings(tmp_pat
     for name in plot.COLUMNS:
         assert np.array_equal(run.stats["LeNet5"][1][name], column(trained["LeNet5"][1], name))
     assert np.array_equal(run.records["LeNet5"][0]["logits"], trained["LeNet5"][0][1]["logits"])
-    assert run.code == {name: source.splitlines() for name, source in CODE.items()}
+    assert run.code["main.py"][3] == "EXPERIMENTS = ["
+    assert run.code["model.py"] == dict(enumerate(CODE["model.py"].splitlines(), start=1))
 
 
 def test_runs_are_those_folders_that_are_numbers_the_newest_first(tmp_path):
@@ -244,15 +246,15 @@ def test_summary_md_holds_row_layers_and_epochs(tmp_path, trained):
 
 def test_the_edit_is_the_lines_that_differ_with_their_places(folder, tmp_path, trained):
     code = CODE | {"main.py": CODE["main.py"].replace("0.02", "0.005").replace("EPOCHS", "\nEPOCHS", 1)}
-    code |= {"model.py": CODE["model.py"] + "    pool = 5\n", "mine.py": "x = 1\n"}
+    code |= {"model.py": CODE["model.py"] + "\n    pool = 5\n", "models/mine.py": "x = 1\n"}
     later = make_run(tmp_path / "2", trained, code)
     assert edited(folder, later).changes == [
         "main.py, line 6: -         0.02,",
         "main.py, line 7: +         0.005,",
-        "mine.py is new",
-        "model.py, line 3: +     pool = 5",
+        "model.py, line 4: +     pool = 5",
+        "models/mine.py is new",
     ]
-    assert "mine.py is gone" in edited(later, folder).changes
+    assert "models/mine.py is gone" in edited(later, folder).changes
 
 
 def test_a_long_edit_is_cut_and_its_length_said(folder, tmp_path, trained):
@@ -325,12 +327,15 @@ def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_da
         make_run(tmp_path / number, only(trained), **changes)
     make_run(tmp_path / "6", only(trained))
     (tmp_path / "6" / "LeNet5-seed0.csv").write_text("epoch\nword\n", encoding="utf-8")
+    older = make_run(tmp_path / "7", only(trained)) / "LeNet5-seed0.csv"  # of an earlier version
+    older.write_text(older.read_text(encoding="utf-8").replace("eval_", "val_"), encoding="utf-8")
     make_run(tmp_path / "12", only(trained))
     last = make_run(tmp_path / "10", only(trained))
     assert plot.run_before(shown(last)).folder == tmp_path / "2"
     (line,) = capsys.readouterr().err.splitlines()
-    assert "LeNet5-seed0.csv" in line
+    assert str(tmp_path / "6") in line and str(tmp_path / "7") in line
     assert plot.run_before(shown(tmp_path / "1")) is None
+    assert not capsys.readouterr().err
 
 
 def test_other_seeds_and_data_are_compared_only_if_asked_for(tmp_path, monkeypatch, capsys, trained):
@@ -562,50 +567,56 @@ def test_images_show_the_originals_and_each_transform(tmp_path, trained, train_s
     assert a.get_title().startswith("A:")
 
 
-def with_digits(training, names):
-    """A training with answers to one's own digits: 7 to each."""
+def sevens(names):
+    """Pictures with these names, and the logits of a model that sees a 7 in each."""
     count = len(names)
+    digits = {
+        "names": np.array(names),
+        "images": np.full((count, 28, 28), 9, np.uint8),
+        "originals": np.full((count, 112, 112, 3), 200, dtype=np.uint8),
+    }
     logits = np.zeros((count, 10), dtype=np.float32)
     logits[:, 7] = 6
-    rows, record = training
-    digits = {
-        "digit_names": np.array(names),
-        "digit_images": np.full((count, 28, 28), 9, np.uint8),
-        "digit_originals": np.full((count, 112, 112, 3), 200, dtype=np.uint8),
-        "digit_logits": logits,
-    }
-    return rows, record | digits
+    return digits, logits
 
 
 TRUE_DIGITS = {"7.png": "right", "2_a.jpg": "wrong", "2 (1).png": "wrong", "a/7.png": "right"}
 NO_TRUE_DIGITS = ["a.png", "$b$.png", "28.png", "2nd try.png", "7a.png", "IMG_7.png", "7/a.png"]
 
 
-def test_digits_show_picture_prepared_image_and_answers(tmp_path, trained):
+def test_digits_show_picture_prepared_image_and_answers(tmp_path):
     names = [*TRUE_DIGITS, *NO_TRUE_DIGITS]
-    folder = make_run(tmp_path / "1", {"LeNet5": {0: with_digits(trained["LeNet5"][0], names)}})
+    digits, logits = sevens(names)
     probability = np.exp(6) / (np.exp(6) + 9)
     answer = f"7 ({100 * probability - 0.005:.2f}%)"  # rounded down
     expected = [f"{answer} {TRUE_DIGITS.get(name, '')}".strip() for name in names]
-    for axes, name, text in zip(shown(folder, "my_digits").axes, names, expected):
+    for axes, name, text in zip(plot.plot_digits(digits, {"LeNet5": logits}).axes, names, expected):
         assert axes.get_title() == name
         picture = axes.images[0].get_array()
         assert (picture[:, :112] == 200).all() and (picture[:, 112:] == 9).all()
-        assert axes.get_xlabel() == f"LeNet5: {text}"
-    record = shown(folder).records["LeNet5"][0]
-    digits = {part: record[f"digit_{part}"] for part in ("names", "images", "originals")}
-    table = cells(plot.digit_table(digits, {"LeNet5": record["digit_logits"]}))
+        assert [shown.get_text() for shown in axes.texts] == [f"LeNet5: {text}"]
+    table = cells(plot.digit_table(digits, {"LeNet5": logits}))
     assert table == [["picture", "LeNet5"], *([name, text] for name, text in zip(names, expected))]
-    logits = {"LeNet5": record["digit_logits"]}
-    assert plot.draw(tmp_path / "digits.png", plot.plot_digits, digits, logits)
+    assert plot.draw(tmp_path / "digits.png", plot.plot_digits, digits, {"LeNet5": logits})
     assert (tmp_path / "digits.png").stat().st_size > 10_000
 
 
-def test_many_digits_stay_readable(tmp_path, trained):
+def test_only_a_wrong_answer_is_coloured_and_no_answer_hides_another():
+    digits, logits = sevens(["7.png", "2.png"])
+    eights = np.roll(logits, 1, axis=1)
+    figure = plot.plot_digits(digits, {"A": logits, "B": eights, "C": logits})
+    figure.draw_without_rendering()
+    for axes, right in zip(figure.axes, (["A", "C"], [])):
+        black = [text for text in axes.texts if to_hex(text.get_color()) == "#000000"]
+        assert [text.get_text().strip()[0] for text in black] == right
+        lines = [text.get_window_extent() for text in axes.texts]
+        assert axes.bbox.y0 > lines[0].y0 > lines[1].y0 > lines[2].y0 >= 0
+
+
+def test_many_digits_stay_readable():
     count = 120
-    names = [f"{index}.png" for index in range(count)]
-    folder = make_run(tmp_path / "1", {"LeNet5": {0: with_digits(trained["LeNet5"][0], names)}})
-    figure = plot.plot_my_digits(shown(folder))
+    digits, logits = sevens([f"{index}.png" for index in range(count)])
+    figure = plot.plot_digits(digits, {"LeNet5": logits})
     assert figure.bbox.width < 3000 and figure.bbox.height < 9000 and len(figure.axes) == count
 
 
@@ -614,11 +625,10 @@ def test_many_digits_stay_readable(tmp_path, trained):
 
 def test_all_pictures_are_drawn_and_named(tmp_path, trained, capsys):
     make_run(tmp_path / "1", only(trained))
-    later = only(trained, seed=1) | {"A": {0: with_digits(trained["LeNet5"][0], ["7.png"])}}
-    folder = make_run(tmp_path / "2", later)
+    folder = make_run(tmp_path / "2", only(trained, seed=1) | {"A": {0: trained["LeNet5"][0]}})
     assert plot.show_run(folder)
     pictures = {path.stem for path in folder.glob("*.png")}
-    assert pictures == {*plot.PICTURES, "LeNet5", "A"}
+    assert pictures | {"my_digits"} == {*plot.PICTURES, "LeNet5", "A"}
     out = capsys.readouterr().out
     assert all(f"{name}.png" in out for name in pictures) and str(folder) in out
     assert out.index("| LeNet5") < out.index("since run 1") < out.index("comparison.png")
@@ -638,6 +648,7 @@ def test_if_nobody_reads_the_table_pictures_are_drawn_all_the_same(tmp_path, tra
 
 
 def test_a_picture_that_fails_costs_no_other(tmp_path, trained, capsys):
+    before = make_run(tmp_path / "0", only(trained, seed=1))
     folder = make_run(tmp_path / "1", only(trained))
     (folder / "mistakes.png").mkdir()
     assert not plot.show_run(folder)
@@ -645,6 +656,10 @@ def test_a_picture_that_fails_costs_no_other(tmp_path, trained, capsys):
     assert "mistakes.png" in line
     for name in ("comparison", "confusion", "layers", "LeNet5"):
         assert (folder / f"{name}.png").is_file()
+    (tmp_path / "edit_0_1.png").mkdir()
+    assert plot.main([str(before), str(folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "edit_0_1.png" in line
 
 
 def test_settings_of_matplotlib_neither_change_the_pictures_nor_are_changed(tmp_path):
@@ -664,6 +679,19 @@ def test_names_in_other_scripts_and_with_dollars_make_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert plot.show_run(folder)
+
+
+def test_installed_fonts_are_found_by_a_pattern_and_may_lack_bold(folder, monkeypatch, caplog):
+    monkeypatch.setattr(plot, "FONTS", re.compile("cmr10"))  # comes with matplotlib, without bold
+    families = []
+
+    def confusion(run):
+        families.extend(matplotlib.rcParams["font.family"])
+        return plot.plot_confusion(run)
+
+    assert plot.draw(folder / "confusion.png", confusion, shown(folder))
+    assert families == ["DejaVu Sans", "cmr10"]
+    assert not caplog.records
 
 
 def test_a_run_without_a_finished_epoch_has_a_summary_and_any_standard_output_will_do(tmp_path, monkeypatch):
