@@ -74,8 +74,6 @@ class MNIST(Dataset):
 
     images: uint8 (N, 28, 28), ordered by number; 0 is background, 255 is ink.
     labels: int64 (N,), 0 to 9.
-    checksum: CRC-32 of the tar, 8 hexadecimal digits.
-
     `dataset[index]` returns (images, labels), the images normalized. An int gives one image
     (1, 28, 28) and its label. A list of ints, a tensor or a slice gives a whole batch
     (B, 1, 28, 28), (B,), many times faster than one image at a time.
@@ -85,7 +83,7 @@ class MNIST(Dataset):
     """
 
     def __init__(self, tar_path, transform=None):
-        self.images, self.labels, self.checksum = read_images(Path(tar_path))
+        self.images, self.labels = read_images(Path(tar_path))
         self.transform = transform
 
     def to(self, device):
@@ -105,6 +103,10 @@ class MNIST(Dataset):
         """Return a Dataset of at most `count` images in their order, chosen at random but always the same
         ones."""
         return self.subset(fixed_permutation(len(self))[:count].sort().values)
+
+    def checksum(self):
+        """Return a text that identifies the images and labels: their CRC-32, 8 hexadecimal digits."""
+        return f"{zlib.crc32(self.labels.numpy(), zlib.crc32(self.images.numpy())):08x}"
 
     def __len__(self):
         return len(self.labels)
@@ -231,11 +233,10 @@ def random_amounts(size, device):
 
 
 def read_images(tar_path):
-    """Return the images, the labels and the checksum of a tar, as `MNIST` describes them. What was decoded
-    from a large tar is cached beside it: decoding takes four seconds, reading the cache a tenth of one."""
+    """Return the images and the labels in a tar, as `MNIST` describes them. What was decoded from a large tar
+    is cached beside it: decoding takes four seconds, reading the cache a tenth of one."""
     content = tar_path.read_bytes()
-    checksum = f"{zlib.crc32(content):08x}"
-    source = f"{checksum} {CODE_CHECKSUM}"
+    source = f"{zlib.crc32(content):08x} {CODE_CHECKSUM}"
     cache_path = tar_path.with_name(f"{tar_path.name}.decoded")
     arrays = read_cache(cache_path, source)
     if arrays is None:
@@ -243,7 +244,7 @@ def read_images(tar_path):
         if len(arrays["labels"]) >= MIN_CACHED:
             with suppress(OSError), whole_file(cache_path) as file:  # else the next run decodes the tar
                 np.savez(file, source=source, **arrays)
-    return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]), checksum
+    return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
 
 
 def read_cache(cache_path, source):
@@ -394,7 +395,7 @@ def load_data(data_dir, training_images=None, validation_images=0):
     Both are chosen at random, but are always the same ones.
 
     The dict holds a sentence for the user (`description`), the `kind` of the second set, "test" or
-    "validation", and a `checksum`, a text that identifies the images.
+    "validation", and the checksums of both.
     Raises OSError or UserError, with a message for the user, if the data can't be used.
     """
     print(f"Reading the images in {data_dir} ...", flush=True)
@@ -416,14 +417,18 @@ def load_data(data_dir, training_images=None, validation_images=0):
     train_set = load_set(folder, "train")
     test_set = load_set(folder, "test")
     check_overlap(train_set, test_set)
-    checksum = f"{train_set.checksum}-{test_set.checksum}-{validation_images}"
     kind = "validation" if validation_images else "test"
     if training_images is not None or validation_images:
         train_set, held_out = split(train_set, training_images, validation_images)
         test_set = held_out if validation_images else test_set
     source = "the shipped sample" if folder == SAMPLE_DIR else f"{Path(data_dir)}/"
-    description = f"{len(train_set):,} training and {len(test_set):,} {kind} images from {source}"
-    return train_set, test_set, {"description": description, "kind": kind, "checksum": checksum}
+    about = {
+        "description": f"{len(train_set):,} training and {len(test_set):,} {kind} images from {source}",
+        "kind": kind,
+        "train_checksum": train_set.checksum(),
+        "eval_checksum": test_set.checksum(),
+    }
+    return train_set, test_set, about
 
 
 def split(train_set, training_images, validation_images):

@@ -663,14 +663,14 @@ def interrupts_held_back():
 
 def start_run(code, about_data, facts, seeds):
     """Make the folder of a run, named by the next number. Write settings.json and copies of the code into it.
-    Return its path."""
+    Print which run it is compared with, and what was edited since. Return its path."""
     settings = {
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         **about_data,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "seeds": sorted(int(seed) for seed in seeds),
+        "seeds": sorted(seeds),
         "baseline": BASELINE,
         "experiments": facts,
     }
@@ -682,7 +682,9 @@ def start_run(code, about_data, facts, seeds):
         path = folder / "code" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(source)
+    settings["compared_with"], lines = plot.choose_run_before(folder, settings)
     (folder / "settings.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    print(*lines, "", sep="\n")
     return folder
 
 

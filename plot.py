@@ -1,6 +1,6 @@
 """Tabulate and draw what a run has left in its folder.
 
-    python plot.py        show the newest run in results/ again
+    python plot.py        list the runs in results/
     python plot.py 3      show run 3, the folder results/3, again
     python plot.py 3 5    what changed from run 3 to run 5, and what did it do?
 
@@ -15,8 +15,8 @@ import re
 import sys
 import textwrap
 import warnings
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -25,13 +25,15 @@ import numpy as np
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
 MEASURES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
-COMPARED = ("description", "checksum", "seeds", "python", "torch", "numpy")  # in settings.json
+COMPARED = ("description", "train_checksum", "eval_checksum", "seeds", "python", "torch", "numpy")  # settings
 COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
-UNIT = "percentage points; with several seeds, ± the standard error of their differences"
+WIDTH = 100  # characters of a line
+COMMENT = re.compile(r"(^\s*|\s\s)#.*")
 
 # So that no table and no picture grows without bound:
-MOST_LINES = 20  # of an edit of one file
+MOST_LINES = 20  # of an edit
 MOST_MISTAKES = 24  # of an experiment
+MOST_FIXED = 12  # of an experiment, and as many broken ones
 MOST_MAPS = 64  # of a layer
 MOST_LAYERS = 20  # of a model
 MOST_DIGITS = 500  # of your own
@@ -47,8 +49,19 @@ class Run:
     folder: Path
     settings: dict  # settings.json
     stats: dict  # {experiment: {seed: {column: an array with a number per epoch}}}
-    records: dict  # {experiment: {seed: {name: array}}}, of trainings that have finished
-    code: dict  # {path in code/, such as "models/lenet.py": its lines, see read_code}
+    code: dict  # {path in code/, such as "models/lenet.py": {number of a line: the line}}
+
+    @cached_property
+    def records(self):
+        """{experiment: {seed: {name: array}}} of the trainings that have finished. Raises ValueError that
+        names a file that can't be read."""
+        records = {}
+        for name, seeds in self.stats.items():
+            for seed in seeds:
+                path = self.folder / f"{name}-seed{seed}.npz"
+                if path.exists():
+                    records.setdefault(name, {})[seed] = read_record(path)
+        return records
 
     @property
     def data(self):
@@ -65,7 +78,8 @@ class Run:
     def headings(self):
         """{column of a CSV: what tables and axes call it}."""
         kind = self.settings["kind"]
-        return dict(zip(MEASURES, ("training loss", "training accuracy", f"{kind} loss", f"{kind} accuracy")))
+        headings = ["training loss during the epoch", "training accuracy during the epoch"]
+        return dict(zip(MEASURES, [*headings, f"{kind} loss", f"{kind} accuracy"]))
 
     def measured(self, name):
         """Return all losses and accuracies of an experiment: {seed: four lists, a number per epoch}."""
@@ -80,33 +94,11 @@ def run_folders(results_dir):
     return sorted(numbered, key=lambda folder: int(folder.name), reverse=True)
 
 
-def newest_run(folders, is_wanted):
-    """Return the first Run in some folders for which is_wanted(run) holds, or None. Those on the way to it
-    that can't be read, such as results of another version, cost one line on standard error."""
-    wanted = None
-    unreadable = []
-    for folder in folders:
-        try:
-            run = read_run(folder)
-        except ValueError:
-            unreadable.append(str(folder))
-            continue
-        if is_wanted(run):
-            wanted = run
-            break
-    if unreadable:
-        reason = "they can't be read (made by another version?)"
-        print(f"warning: left out, since {reason}: {', '.join(unreadable)}", file=sys.stderr)
-    return wanted
-
-
 def read_run(folder):
     """Return the Run in a folder. Trainings without a finished epoch are left out. Raises ValueError that
     names a file that can't be read."""
     folder = Path(folder).resolve()
     stats = {}
-    records = {}
-    code = {}
     path = folder / "settings.json"  # what an error is about
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -114,18 +106,34 @@ def read_run(folder):
             for seed in settings["seeds"]:
                 path = folder / f"{name}-seed{seed}.csv"
                 columns = read_csv(path) if path.exists() else {}
-                if not columns:
-                    continue
-                stats.setdefault(name, {})[seed] = columns
-                path = folder / f"{name}-seed{seed}.npz"
-                if path.exists():
-                    with np.load(path) as arrays:
-                        records.setdefault(name, {})[seed] = dict(arrays)
-        for path in folder.glob("code/**/*.py"):
-            code[path.relative_to(folder / "code").as_posix()] = read_code(path)
-    except Exception as error:  # json, numpy and zipfile raise many kinds
+                if columns:
+                    stats.setdefault(name, {})[seed] = columns
+    except Exception as error:  # json and csv raise many kinds
         raise ValueError(f"{path} can't be read: {error!r}") from error
-    return Run(folder, settings, stats, records, code)
+    return Run(folder, settings, stats, read_codes(folder))
+
+
+def read_runs(folders):
+    """Return the Runs in some folders, given the newest first, the oldest first, and "" or a text that names
+    those that can't be read."""
+    runs = []
+    unreadable = []
+    for folder in reversed(folders):
+        try:
+            runs.append(read_run(folder))
+        except ValueError:
+            unreadable.append(folder.name)
+    text = f"these can't be read, perhaps made by another version: {', '.join(unreadable)}"
+    return runs, text if unreadable else ""
+
+
+def read_record(path):
+    """Return {name: array}, what a finished training has left for tables and pictures."""
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except Exception as error:  # numpy and zipfile raise many kinds
+        raise ValueError(f"{path} can't be read: {error!r}") from error
 
 
 def read_csv(path):
@@ -138,16 +146,24 @@ def read_csv(path):
     return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
 
 
-def read_code(path):
-    """Return {number of a line: the line} of a script, without blank lines."""
-    text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
-    lines = enumerate(text.splitlines(), start=1)
-    return {number: line for number, line in lines if line.strip()}
+def read_codes(folder):
+    """Return the code of a run: {path in code/: {number of a line: the line}}, without comments and blank
+    lines."""
+    code = {}
+    for path in folder.glob("code/**/*.py"):
+        lines = {}
+        text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
+        for number, line in enumerate(text.splitlines(), start=1):
+            line = COMMENT.sub("", line)
+            if line.strip():
+                lines[number] = line
+        code[path.relative_to(folder / "code").as_posix()] = lines
+    return code
 
 
 def is_finished(run, name):
     """Whether all trainings of an experiment have run through all of their epochs."""
-    return len(run.records.get(name, {})) == len(run.settings["seeds"])
+    return all((run.folder / f"{name}-seed{seed}.npz").exists() for seed in run.settings["seeds"])
 
 
 def first_records(run):
@@ -163,6 +179,11 @@ def layers_of(record):
 
 
 # Tables ---------------------------------------------------------------------------------------------
+
+
+def shorten(text, width):
+    """Return a text, cut to a width in characters."""
+    return text if len(text) <= width else f"{text[: width - 4]} ..."
 
 
 def markdown(table):
@@ -187,21 +208,82 @@ def values_of(seeds, column, epoch=-1):
 def cell(seeds, column, epoch=-1):
     """Return the mean of the seeds as text, such as "98.91 ± 0.05%": ± is the standard deviation."""
     values, form = values_of(seeds, column, epoch)
-    text = f"{values.mean():{form}}"
-    if len(values) > 1:
-        text += f" ± {values.std(ddof=1):{form}}"
-    return f"{text}%" if column.endswith("accuracy") else text
+    return mean_text(values, form) + ("%" if column.endswith("accuracy") else "")
 
 
-def difference(before, after, column):
-    """Return the change in the last epoch as text, such as "+0.12"; of an accuracy, in percentage points. If
-    both have the same seeds, two or more, with ± the standard error of the differences, seed by seed."""
-    old, form = values_of(before, column)
-    new, _ = values_of(after, column)
-    text = f"{new.mean() - old.mean():+{form}}"
-    if list(before) == list(after) and len(new) > 1:
-        text += f" ± {(new - old).std(ddof=1) / math.sqrt(len(new)):{form}}"
+def mean_text(values, form):
+    """Return the mean of some numbers as text, with ± their standard deviation if there are several."""
+    text = f"{np.mean(values):{form}}"
+    return f"{text} ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else text
+
+
+def train_cell(run, name):
+    """Return the accuracy on training images after the last epoch, as `cell` does, of the finished seeds."""
+    accuracies = [100 * record["train_accuracy"] for record in run.records.get(name, {}).values()]
+    return f"{mean_text(accuracies, '.2f')}%" if accuracies else ""
+
+
+def scores(record, column):
+    """Return a number per evaluated image, an array (N,): the loss, or 100 for a right answer and 0 for a
+    wrong one."""
+    labels = record["labels"]
+    logits = record["logits"].astype(float)
+    if column == "eval_accuracy":
+        return 100.0 * (logits.argmax(axis=1) == labels)
+    logits -= logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+
+
+def mean_change(before, after, column):
+    """Return how much a mean has changed from some trainings to others, and the standard error of that: of
+    the loss, or of the accuracy in percentage points.
+
+    before, after: {seed: record}, with the same seeds and evaluated images. Both are a random choice, so the
+    error holds both, as in studies of several readers and cases: two-way random effects, Gallas, Pennello,
+    Myers (2007), "Multireader multicase variance analysis for binary data". With one seed it holds the images
+    alone: for an accuracy, the root of the number of answers that changed, as in McNemar's test.
+    """
+    changes = np.array([scores(after[seed], column) - scores(before[seed], column) for seed in before])
+    seed_count, image_count = changes.shape
+    of_images = changes.mean(axis=0)
+    variance = of_images.var(ddof=1) / image_count
+    if seed_count > 1:
+        of_seeds = changes.mean(axis=1)
+        rest = changes - of_images - of_seeds[:, None] + changes.mean()
+        rest_variance = np.sum(rest**2) / ((seed_count - 1) * (image_count - 1))
+        # What the seeds' means vary by the choice of the images is counted above.
+        variance += max(0, of_seeds.var(ddof=1) / seed_count - rest_variance / rest.size)
+    return changes.mean(), math.sqrt(variance)
+
+
+def change_text(before, after, column):
+    """Return `mean_change` as text, such as "+0.13 ± 0.08, may be chance". The change is that of the printed
+    means. Only accuracies get a verdict: the errors of losses do not hold as well."""
+    form = ".2f" if column == "eval_accuracy" else ".4f"
+    old, new = (
+        float(f"{np.mean([scores(record, column).mean() for record in records.values()]):{form}}")
+        for records in (before, after)
+    )
+    change, error = mean_change(before, after, column)
+    text = f"{new - old:+{form}} ± {error:{form}}".replace(f"{-0.0:{form}}", f"{0:+{form}}")
+    if column == "eval_accuracy" and abs(change) < 3 * error:
+        text += ", may be chance"
     return text
+
+
+def notes_on_changes(run, count):
+    """Return lines that say what the errors of gains and changes mean. count: how many of them are shown."""
+    lines = [
+        "",
+        "± behind a gain or a change is its standard error, from the choice of test images and seeds.",
+        '"may be chance": less than three of these errors; equally good models often differ as much.',
+    ]
+    seeds = len(run.settings["seeds"])
+    if 1 < seeds < 4:
+        lines.append(f"From {seeds} seeds, the error is a rough one.")
+    if count > 2:
+        lines.append("The best of several rows is partly the luckiest: it was selected by these figures.")
+    return lines
 
 
 def summary(run):
@@ -210,30 +292,35 @@ def summary(run):
     baseline = run.settings["baseline"]
     count = len(run.settings["seeds"])
     how = f"mean ± standard deviation of {count} seeds" if count > 1 else "1 seed"
-    has_gain = False
+    gains = False
     table = [["experiment", "train acc", f"{kind} loss", f"{kind} acc", "gain", "seconds"]]
     for name, seeds in run.stats.items():
         gain = ""
         if name != baseline and is_finished(run, name) and is_finished(run, baseline):
-            gain = difference(run.stats[baseline], seeds, "eval_accuracy")
-            has_gain = True
-        row = [name, *(cell(seeds, column) for column in ("train_accuracy", "eval_loss", "eval_accuracy"))]
+            gain = change_text(run.records[baseline], run.records[name], "eval_accuracy")
+            gains = True
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
-        table.append([*row, gain, f"{seconds:.0f}"])
+        cells = [train_cell(run, name), cell(seeds, "eval_loss"), cell(seeds, "eval_accuracy")]
+        table.append([name, *cells, gain, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.settings['date']}: {run.data}", f"Last epoch, {how}", ""]
     lines += markdown(table)
     remarks = training_remarks(run)
-    if has_gain:
-        remarks.insert(0, f"gain: {kind} accuracy over {baseline}, in {UNIT}")
+    if gains:
+        remarks.insert(0, f"gain: {kind} accuracy over {baseline}, in percentage points")
     elif len(run.settings["experiments"]) > 1:
         remarks.insert(0, f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
     return [*lines, "", *remarks] if remarks else lines
 
 
 def training_remarks(run):
-    """Return a line for each training that has not finished, or is no better than guessing."""
+    """Return a line for each training that has not finished or is no better than guessing, and for each
+    experiment whose seeds make no difference."""
     lines = []
     for name, facts in run.settings["experiments"].items():
+        figures = list(run.measured(name).values())
+        if any(figures.count(each) > 1 for each in figures):
+            reason = "something in the model or its row sets the seed itself"
+            lines.append(f"Warning: {name}: several seeds gave the same figures: {reason}")
         for seed in run.settings["seeds"]:
             columns = run.stats.get(name, {}).get(seed, {"epoch": []})
             if seed not in run.records.get(name, {}):
@@ -286,26 +373,19 @@ class Edit:
     experiments: list  # names of those whose losses or accuracies differ, or that are new
     unfinished: list  # names of those that have not finished in both runs, and are not compared
 
+    @property
+    def no_error(self):
+        """Why the errors of the changes can't be given, or ""."""
+        if self.before.settings["eval_checksum"] != self.after.settings["eval_checksum"]:
+            return "other images"
+        if self.before.settings["seeds"] != self.after.settings["seeds"]:
+            return "other seeds"
+        return ""
+
 
 def find_edit(before, after):
     """Return the Edit that led from one run to another."""
-    changes = []
-    for name in sorted(before.code | after.code, key=lambda name: (name != "main.py", name)):
-        if name not in before.code or name not in after.code:
-            changes.append(f"{name} is {'new' if name in after.code else 'gone'}")
-            continue
-        old = before.code[name]
-        new = after.code[name]
-        removed = [f"{name}, line {number}: - {line}" for number, line in old.items()]
-        added = [f"{name}, line {number}: + {line}" for number, line in new.items()]
-        matcher = difflib.SequenceMatcher(None, list(old.values()), list(new.values()), autojunk=False)
-        lines = []
-        for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():
-            if kind != "equal":
-                lines += removed[old_start:old_end] + added[new_start:new_end]
-        changes += lines[:MOST_LINES]
-        if len(lines) > MOST_LINES:
-            changes.append(f"{name}: {len(lines) - MOST_LINES} more lines")
+    changes = code_changes(before.code, after.code)
     for key in COMPARED:
         if before.settings[key] != after.settings[key]:
             changes.append(f"{key}: {before.settings[key]} -> {after.settings[key]}")
@@ -320,38 +400,87 @@ def find_edit(before, after):
     return Edit(before, after, changes, experiments, unfinished)
 
 
+def code_changes(before, after):
+    """Return the lines that differ between the code of two runs, main.py first."""
+    changes = []
+    for name in sorted(before | after, key=lambda name: (name != "main.py", name)):
+        if name not in before or name not in after:
+            changes.append(f"{name} is {'new' if name in after else 'gone'}")
+            continue
+        removed = [f"{name}, line {number}: - {line}" for number, line in before[name].items()]
+        added = [f"{name}, line {number}: + {line}" for number, line in after[name].items()]
+        old, new = list(before[name].values()), list(after[name].values())
+        for kind, old_start, old_end, new_start, new_end in difflib.SequenceMatcher(
+            None, old, new, autojunk=False
+        ).get_opcodes():
+            if kind != "equal":
+                changes += removed[old_start:old_end] + added[new_start:new_end]
+    return changes
+
+
+def choose_run_before(folder, settings):
+    """Choose the run that a new one is compared with. Return its number as text, or None, and lines that say
+    what was edited since, or why there is none.
+
+    Of the finished runs with the same evaluated images and seeds, it is the one whose code differs in the
+    fewest lines, and the oldest of these: an exercise is compared with the unedited run, and not with the
+    exercise before it. Runs that can't be read cost one line on standard error.
+    """
+    run = Run(folder, settings, {}, read_codes(folder))
+    best = None
+    reason = "there is no other run"
+    runs, unreadable = read_runs(run_folders(folder.parent))
+    for before in runs:
+        edit = find_edit(before, run)
+        if not all(is_finished(before, name) for name in before.settings["experiments"]):
+            reason = "no other run has finished"
+        elif edit.no_error:
+            reason = f"the other runs have {edit.no_error}"
+        elif best is None or len(edit.changes) < len(best.changes):
+            best = edit
+    if unreadable:
+        print(f"warning: in {folder.parent}, {unreadable}", file=sys.stderr)
+    if best is None:
+        return None, [f"Not compared with another run: {reason}"]
+    return best.before.folder.name, change_lines(best)
+
+
 def run_before(run):
-    """Return the newest Run before this one that has finished, on the same data, or None."""
-
-    def is_comparable(before):
-        has_finished = all(is_finished(before, name) for name in before.settings["experiments"])
-        return has_finished and before.settings["checksum"] == run.settings["checksum"]
-
-    folders = run_folders(run.folder.parent)
-    if run.folder not in folders:
+    """Return the Run that was chosen for the comparison before a run began, or None. If it can't be read any
+    more, a line on standard error says so."""
+    chosen = run.settings["compared_with"]
+    if chosen is None:
         return None
-    return newest_run(folders[folders.index(run.folder) + 1 :], is_comparable)
+    try:
+        before = read_run(run.folder.parent / chosen)
+        before.records  # noqa: B018, which reads their files
+    except ValueError as error:
+        print(f"warning: not compared: {error}", file=sys.stderr)
+        return None
+    return before
+
+
+def change_lines(edit):
+    """Return what was edited since another run, as lines."""
+    number = edit.before.folder.name
+    if not edit.changes:
+        return [f"Nothing has changed since run {number}"]
+    shown = edit.changes[:MOST_LINES]
+    if len(shown) < len(edit.changes):
+        shown.append(f"and {len(edit.changes) - len(shown)} more lines")
+    return [f"Compared with run {number}:", "", *(f"    {line}" for line in shown)]  # Markdown: four for code
 
 
 def edit_lines(edit):
-    """Return what has changed since the run before and what it did, as lines."""
-    number = edit.before.folder.name
-    lines = [""]
-    if edit.changes:
-        lines += [f"What has changed since run {number}:", ""]
-        lines += [f"    {change}" for change in edit.changes]  # four spaces: Markdown shows it as code
-    elif edit.experiments:
-        lines.append(f"No code has changed since run {number}, but results have. Possible causes:")
-        lines.append("another script or computer, random numbers without the seed, a file that code/ lacks")
-    elif edit.unfinished:
-        lines.append(f"No code has changed since run {number}")
-    else:
-        lines.append(f"Nothing has changed since run {number}")
+    """Return what has changed since another run and what it did, as lines."""
+    lines = ["", *change_lines(edit)]
     if edit.experiments:
+        if not edit.changes:
+            lines.append("in the code, but results have changed. Possible causes: rows of another script or")
+            lines.append(
+                "notebook, another computer, random numbers without the seed, a file that code/ lacks"
+            )
         lines += ["", *edit_table(edit)]
-    elif edit.before.settings["seeds"] != edit.after.settings["seeds"] and not edit.unfinished:
-        command = f"python plot.py {number} {edit.after.folder.name}"
-        lines += ["", f"Not compared, since the seeds differ: {command}"]
     elif edit.changes and not edit.unfinished:
         lines += ["", "This changed no loss and no accuracy"]
     if edit.unfinished:
@@ -360,21 +489,66 @@ def edit_lines(edit):
 
 
 def edit_table(edit):
-    """Return a table of the experiments that an edit has changed, before and after it, as lines."""
-    kind = edit.after.settings["kind"]
-    table = [["experiment", "run", f"{kind} acc", "change", f"{kind} loss", "change"]]
+    """Return a table of the experiments that an edit has changed, as lines."""
+    before, after = edit.before, edit.after
+    kind = after.settings["kind"]
+    table = [["experiment", "", f"run {before.folder.name}", f"run {after.folder.name}", "change"]]
     for name in edit.experiments:
-        old = edit.before.stats.get(name)
-        new = edit.after.stats[name]
-        accuracy = loss = ""
-        if old:
-            number = edit.before.folder.name
-            table.append([name, number, cell(old, "eval_accuracy"), "", cell(old, "eval_loss"), ""])
-            accuracy = difference(old, new, "eval_accuracy")
-            loss = difference(old, new, "eval_loss")
-        number = edit.after.folder.name
-        table.append([name, number, cell(new, "eval_accuracy"), accuracy, cell(new, "eval_loss"), loss])
-    return [*markdown(table), "", f"change in accuracy: {UNIT}"]
+        first = name
+        for column, heading in (("eval_accuracy", f"{kind} acc"), ("eval_loss", f"{kind} loss")):
+            old, change = "", "new"
+            if name in before.stats:
+                old = cell(before.stats[name], column)
+                change = f"no error: {edit.no_error}"
+                if not edit.no_error:
+                    change = change_text(before.records[name], after.records[name], column)
+            table.append([first, heading, old, cell(after.stats[name], column), change])
+            first = ""
+        if name in before.stats and not edit.no_error:
+            seed, record = first_records(after)[name]
+            fixed, broken = fixed_and_broken(before.records[name][seed], record)
+            table.append(["", "images", "", "", f"seed {seed}: {len(fixed)} fixed, {len(broken)} broken"])
+    return markdown(table)
+
+
+def fixed_and_broken(old, new):
+    """Return which images the newer of two records reads rightly and the older does not, and the other way
+    round: two arrays of numbers."""
+    was_right = old["logits"].argmax(axis=1) == old["labels"]
+    is_right = new["logits"].argmax(axis=1) == new["labels"]
+    return np.flatnonzero(is_right & ~was_right), np.flatnonzero(was_right & ~is_right)
+
+
+# The list of runs -----------------------------------------------------------------------------------
+
+
+def list_of_runs(folders):
+    """Return a table of runs, the oldest first, as lines: when, how many epochs and seeds, the accuracies of
+    the rows, and below it what each was compared with and the first line of its edit."""
+    runs, unreadable = read_runs(folders)
+    table = [["run", "date", "epochs", "seeds", "accuracy in %"]]
+    lines = [""]
+    for run in runs:
+        number = run.folder.name
+        epochs = {str(facts["epochs"]) for facts in run.settings["experiments"].values()}
+        accuracies = [f"{name} {cell(seeds, 'eval_accuracy')[:-1]}" for name, seeds in run.stats.items()]
+        counts = [", ".join(sorted(epochs)), str(len(run.settings["seeds"]))]
+        table.append(
+            [number, run.settings["date"][5:16], *counts, shorten(", ".join(accuracies), WIDTH - 41)]
+        )
+        lines.append(shorten(f"{number}: {first_change(run, runs)}", WIDTH))
+    if len({run.data for run in runs}) > 1:
+        lines += ["", *(f"{run.folder.name}: {run.data}" for run in runs)]
+    return [*markdown(table), *lines, "", unreadable]
+
+
+def first_change(run, runs):
+    """Return what a run was compared with, and the first line of its edit. runs: those that can be read."""
+    for before in runs:
+        if before.folder.name == run.settings["compared_with"]:
+            changes = find_edit(before, run).changes
+            return f"compared with {before.folder.name}, {changes[0] if changes else 'nothing has changed'}"
+    return "compared with none"
 
 
 # Curves ---------------------------------------------------------------------------------------------
@@ -454,9 +628,9 @@ def plot_comparison(run):
 
 def plot_edit(edit):
     """Return a Figure with the curves of the experiments that an edit has changed, before and after it."""
-    title = [edit.after.title, *edit.changes[:8]]
-    if len(edit.changes) > 8:
-        title.append(f"and {len(edit.changes) - 8} more lines")
+    title = [edit.after.title, *edit.changes[:2]]
+    if len(edit.changes) > 2:
+        title[-1] += f" ... and {len(edit.changes) - 2} more lines"
     return plot_panels(edit.after, "\n".join(title), edit.experiments, edit.before)
 
 
@@ -471,7 +645,6 @@ def plot_panels(run, title, names, before=None):
         if before is not None and name in before.stats:
             old = before.stats[name]
             old_label = f"{name}, run {before.folder.name}  {cell(old, 'eval_accuracy')}"
-            label += f" ({difference(old, seeds, 'eval_accuracy')})"
             style = {"label": old_label, "linestyle": "--", "markerfacecolor": "white"}
             curves.append((old, style | styles[name]))
         curves.append((seeds, {"label": label} | styles[name]))
@@ -618,25 +791,57 @@ def plot_mistakes(run):
     title = f"Mistakes, the most confident first: label \u2192 prediction\n{run.data}"
     figure, panels = bare_panels(title, len(run.records), columns=1, width=9, height=2)
     for axes, (name, (seed, record)) in zip(panels, first_records(run).items()):
-        labels = record["labels"]
         predictions = record["logits"].argmax(axis=1)
-        wrong = predictions != labels
-        probabilities = softmax(record["logits"][wrong]).max(axis=1)
-        order = np.argsort(-probabilities, kind="stable")[:MOST_MISTAKES]
-        title = f"{name}, seed {seed}: {wrong.sum():,} mistakes"
-        if len(order):
-            highest = confidence(probabilities[order[0]])
-            lowest = confidence(probabilities[order[-1]])
-            title += f"; confidence of these {highest} to {lowest}"
-        axes.set_title(title, fontsize=9)
-        places = np.full((MOST_MISTAKES, 42, 28), np.nan)  # with room for a text below each image
-        places[: len(order), :28] = record["mistakes"][order]
-        axes.imshow(sheet(places, 12), cmap="gray", vmin=0, vmax=255)
-        for index, (label, prediction) in enumerate(zip(labels[wrong][order], predictions[wrong][order])):
-            row, column = divmod(index, 12)
-            text = f"{label} \u2192 {prediction}"
-            axes.text(14 + 29 * column, 34 + 43 * row, text, ha="center", va="center", in_layout=False)
+        wrong = np.flatnonzero(predictions != record["labels"])
+        order = most_confident(record, wrong)[:MOST_MISTAKES]
+        texts = [f"{record['labels'][index]} \u2192 {predictions[index]}" for index in order]
+        axes.set_title(f"{name}, seed {seed}: {len(wrong):,} mistakes", fontsize=9)
+        draw_images(axes, mistakes_at(record, order), texts, MOST_MISTAKES)
     return figure
+
+
+def plot_fixed(edit):
+    """Return a Figure of the images that experiments read rightly after an edit and not before, and the other
+    way round. The most confident mistakes come first."""
+    title = f"Fixed and broken: label (prediction before \u2192 after)\n{edit.after.data}"
+    names = [name for name in edit.experiments if name in edit.before.stats]
+    figure, panels = bare_panels(title, 2 * len(names), columns=1, width=9, height=1.2)
+    panels = iter(panels)
+    for name in names:
+        seed, new = first_records(edit.after)[name]
+        old = edit.before.records[name][seed]
+        for kind, images, wrong in zip(("fixed", "broken"), fixed_and_broken(old, new), (old, new)):
+            order = most_confident(wrong, images)[:MOST_FIXED]
+            answers = [old["logits"].argmax(axis=1)[order], new["logits"].argmax(axis=1)[order]]
+            texts = [f"{label} ({a} \u2192 {b})" for label, a, b in zip(new["labels"][order], *answers)]
+            axes = next(panels)
+            axes.set_title(f"{name}, seed {seed}: {len(images):,} {kind}", fontsize=9)
+            draw_images(axes, mistakes_at(wrong, order), texts, MOST_FIXED)
+    return figure
+
+
+def most_confident(record, images):
+    """Return the numbers of some images in the order of the model's confidence, the highest first."""
+    confidences = softmax(record["logits"][images]).max(axis=1)
+    return images[np.argsort(-confidences, kind="stable")]
+
+
+def mistakes_at(record, images):
+    """Return images (N, 28, 28) by their numbers, all of which are mistakes of the record: only these are in
+    it."""
+    wrong = np.flatnonzero(record["logits"].argmax(axis=1) != record["labels"])
+    return record["mistakes"][np.searchsorted(wrong, images)]
+
+
+def draw_images(axes, images, texts, count):
+    """Draw images (N, 28, 28) in rows of twelve, each with a text below, with room for `count` of them."""
+    places = np.full((count, 42, 28), np.nan)  # which is drawn white
+    places[: len(images), :28] = images
+    axes.imshow(sheet(places, 12), cmap="gray", vmin=0, vmax=255)
+    for index, text in enumerate(texts):
+        row, column = divmod(index, 12)
+        style = {"ha": "center", "va": "center", "fontsize": 8, "in_layout": False}
+        axes.text(14 + 29 * column, 34 + 43 * row, text, **style)
 
 
 def plot_confusion(run):
@@ -774,7 +979,7 @@ IMAGES = {  # pictures of trainings that have finished
     "layers": plot_layers,
 }
 # No experiment can have one of these names: its own picture would have the same.
-PICTURES = ("comparison", "edit", "my_digits", *IMAGES)
+PICTURES = ("comparison", "edit", "fixed", "my_digits", *IMAGES)
 
 
 def show_run(folder):
@@ -783,74 +988,90 @@ def show_run(folder):
     can't be read, and OSError if summary.md or standard output can't be written."""
     run = read_run(folder)
     lines = summary(run)
+    count = len(run.records) - 1  # of the gains
     before = run_before(run)
-    edit = None
+    pictures = {}
     if before is not None:
         edit = find_edit(before, run)
-        if before.settings["seeds"] != run.settings["seeds"]:
-            edit = replace(edit, experiments=[])  # other seeds change the results, too
         lines += edit_lines(edit)
-    text = "\n".join([*lines, *details(run)])
-    (run.folder / "summary.md").write_text(f"{text}\n", encoding="utf-8")
-    try:
-        print("", *lines, "", "Drawing the pictures ...", sep="\n", flush=True)
-    finally:  # even if printing fails, as in python main.py | head
-        drawn, all_drawn = draw_pictures(run, edit)
-    print(f"In {run.folder}: {', '.join(['summary.md', *drawn])}", flush=True)
-    return all_drawn
-
-
-def draw_pictures(run, edit):
-    """Draw all pictures of a run and its edit into its folder. Return the names of those that could be drawn
-    and whether these are all."""
-    pictures = {}
-    if edit is not None and edit.experiments:
-        pictures["edit"] = partial(plot_edit, edit)
+        count = max(count, len(edit.experiments))
+        pictures = pictures_of_edit(edit)
+    if count > 0:
+        lines += notes_on_changes(run, count)
+    for name in ("edit", "fixed"):
+        if name not in pictures:  # of a run that is not there any more
+            (run.folder / f"{name}.png").unlink(missing_ok=True)
     if run.stats:
         pictures["comparison"] = partial(plot_comparison, run)
     if run.records:
         pictures |= {name: partial(make_figure, run) for name, make_figure in IMAGES.items()}
     pictures |= {name: partial(plot_experiment, run, name) for name in run.stats}
-    drawn = []
-    for name, make_figure in pictures.items():
-        path = run.folder / f"{name}.png"
-        if draw(path, make_figure):
-            drawn.append(path.name)
-    return drawn, len(drawn) == len(pictures)
+    text = "\n".join([*lines, *details(run)])
+    (run.folder / "summary.md").write_text(f"{text}\n", encoding="utf-8")
+    try:
+        print("", *lines, "", "Drawing the pictures ...", sep="\n", flush=True)
+    finally:  # even if printing fails, as in python main.py | head
+        drawn = [
+            name for name, make_figure in pictures.items() if draw(run.folder / f"{name}.png", make_figure)
+        ]
+    print(f"In {run.folder}: summary.md and the pictures {', '.join(drawn)}", flush=True)
+    return len(drawn) == len(pictures)
+
+
+def pictures_of_edit(edit):
+    """Return {name: a function that makes the Figure} of an edit."""
+    pictures = {}
+    if edit.experiments:
+        pictures["edit"] = partial(plot_edit, edit)
+        if not edit.no_error and any(name in edit.before.stats for name in edit.experiments):
+            pictures["fixed"] = partial(plot_fixed, edit)
+    return pictures
 
 
 def compare_runs(before_folder, after_folder):
     """Print what changed from one run to another and what that did, and draw it beside their folders. Return
     whether it could be drawn. Raises ValueError that names a file that can't be read."""
     edit = find_edit(read_run(before_folder), read_run(after_folder))
-    print(*edit_lines(edit), sep="\n")
-    if not edit.experiments:
-        return True
-    folder = edit.after.folder
-    path = folder.parent / f"edit_{edit.before.folder.name}_{folder.name}.png"
-    print("", f"Drawing {path} ...", sep="\n", flush=True)
-    return draw(path, plot_edit, edit)
+    print(*edit_lines(edit), *notes_on_changes(edit.after, len(edit.experiments)), "", sep="\n")
+    all_drawn = True
+    for name, make_figure in pictures_of_edit(edit).items():
+        path = edit.after.folder.parent / f"{name}_{edit.before.folder.name}_{edit.after.folder.name}.png"
+        print(f"Drawing {path} ...", flush=True)
+        all_drawn = draw(path, make_figure) and all_drawn
+    return all_drawn
 
 
 def main(arguments):
-    """Show the run with this number or path again, or compare two. Return the exit code."""
+    """List the runs, show the one with this number or path again, or compare two. Return the exit code."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("runs", nargs="*", help="at most two: their numbers in results/, or their folders")
-    runs = parser.parse_args(arguments).runs
-    if len(runs) > 2:
+    names = parser.parse_args(arguments).runs
+    if len(names) > 2:
         parser.error("only two runs can be compared")
-    folders = [RESULTS / run if run.isdecimal() else Path(run) for run in runs]
     try:
+        folders = [find_run(name) for name in names]
         if len(folders) == 2:
             return 0 if compare_runs(*folders) else 1
-        folders += run_folders(RESULTS)  # the run that is named, or else the newest, is the first
-        if not folders:
-            raise FileNotFoundError(f"no run is in {RESULTS}: first run main.py")
-        return 0 if show_run(folders[0]) else 1
+        if len(folders) == 1:
+            return 0 if show_run(folders[0]) else 1
+        print(*list_of_runs(run_folders(RESULTS)), sep="\n")
+        return 0
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def find_run(name):
+    """Return the folder of a run, given its number or path. Raises FileNotFoundError, which names those that
+    exist."""
+    folder = RESULTS / name if name.isdecimal() else Path(name)
+    if not (folder / "settings.json").exists():
+        existing = ", ".join(folder.name for folder in reversed(run_folders(RESULTS)))
+        raise FileNotFoundError(
+            f"there is no run {name}; in {RESULTS}: {existing or 'none, first run main.py'}"
+        )
+    return folder
 
 
 def prepare_output():
