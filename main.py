@@ -2,6 +2,7 @@
 
     python main.py              a line per epoch, a table and curves, in a new folder: results/1, 2, ...
     python main.py photo.jpg    which digit do the models of the newest run see in this picture?
+    python main.py --run 2 photo.jpg    and those of run 2?
 
 Edit the settings in main.py and run it again: it compares the two runs. Unedited, a run takes 90
 seconds on two cores: LeNet5 99.30%, CustomMLP 97.55%, RegularizedLeNet5 99.43% of the test images."""
@@ -98,7 +99,7 @@ EXPERIMENTS = [
     ),
 ]
 
-CORES = torch.get_num_threads()  # as PyTorch counts them, before a run sets its threads to 1
+CORES = torch.get_num_threads()  # as PyTorch counts them
 
 # How a model learns ---------------------------------------------------------------------------------
 
@@ -271,6 +272,8 @@ def run_training(experiment, data, seed, folder, quiet=False):
     record |= samples(experiment, data.train_set)
     with dataset.whole_file(f"{path}.npz") as file:
         np.savez(file, **record)
+    if not quiet:
+        print_finished(experiment, seed, folder)
 
 
 def set_seed(seed):
@@ -324,16 +327,15 @@ def run(experiments, seeds):
     """
     code = code_of_run()  # at once: it may be edited while the images are read
     check_settings(experiments, seeds)
-    torch.set_num_threads(1)  # models this small gain nothing from more, which would change the rounding
     train_set, test_set, about_data = dataset.load_data(DATA_DIR, TRAINING_IMAGES, VALIDATION_IMAGES)
     data = Data(train_set, test_set)
     facts = try_experiments(experiments, data, seeds[0])
-    folder = start_run(code, about_data, facts, seeds)
+    folder = start_run(code, about_data, facts, experiments, seeds)
     jobs = [(experiment, data, seed, folder) for experiment in experiments for seed in seeds]
     jobs.sort(key=lambda job: facts[job[0].name]["seconds"], reverse=True)  # no long one is left for the end
     print_opening(about_data, facts, jobs, folder)
     try:
-        all_finished = run_jobs(run_training, jobs)
+        all_finished = run_jobs(run_training, jobs, meanwhile=partial(plot.draw_comparison, folder))
     finally:  # also after Ctrl-C; a second one must not cost the pictures
         with interrupts_held_back():
             all_drawn = plot.show_run(folder)
@@ -521,18 +523,23 @@ def same_logits(logits, others):
 # Several trainings at the same time -----------------------------------------------------------------
 
 
-def run_jobs(function, jobs):
+def run_jobs(function, jobs, meanwhile=None):
     """Call function(*job) for each job, several at the same time, each in a process of its own. With one
     worker, call it in this process, where a debugger works.
 
     jobs: tuples (experiment, data, seed, folder). What a function has found, it writes into the folder.
+    meanwhile: a function that this process calls now and then while it waits for the others.
 
     If one fails, the others go on. Return whether all ended well. Raises KeyboardInterrupt after Ctrl-C or
     SIGTERM, when no process is left.
     """
-    workers = choose_workers(jobs)
+    workers = choose_workers([experiment for experiment, *_ in jobs])
     if workers == 1:
-        return all([run_job(function, *job) for job in jobs])
+        torch.set_num_threads(1)  # models this small gain nothing from more, which would change the rounding
+        try:
+            return all([run_job(function, *job) for job in jobs])
+        finally:
+            torch.set_num_threads(CORES)
     # A fork starts at once, with everything loaded, but only on Linux is it safe with PyTorch. Elsewhere, a
     # new interpreter imports everything again and gets a copy of the rest.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -549,8 +556,15 @@ def run_jobs(function, jobs):
                 process.start()
             for number in [*range(len(jobs)), *[None] * workers]:
                 numbers.put(number)
+            next_call = time.monotonic() + 10
             while any(process.is_alive() for process in processes) and not interrupts:
                 time.sleep(0.05)
+                start = time.monotonic()
+                if meanwhile is not None and start > next_call:
+                    meanwhile()
+                    next_call = start + max(
+                        10, 50 * (time.monotonic() - start)
+                    )  # costs at most 2% of the time
         finally:
             for process in processes:
                 if process.pid is not None:  # else it has not started
@@ -563,11 +577,11 @@ def run_jobs(function, jobs):
     return not any(exit_codes)
 
 
-def choose_workers(jobs):
-    """Return how many jobs are done at the same time."""
-    if any(str(experiment.device) != "cpu" for experiment, *_ in jobs):
+def choose_workers(experiments):
+    """Return how many trainings run at the same time. experiments: a list with one for each training."""
+    if any(str(experiment.device) != "cpu" for experiment in experiments):
         return 1  # several would share the GPU
-    return min(CORES if WORKERS is None else WORKERS, len(jobs))
+    return min(CORES if WORKERS is None else WORKERS, len(experiments))
 
 
 def check_can_be_copied(jobs):
@@ -661,7 +675,7 @@ def interrupts_held_back():
 # The folder of a run --------------------------------------------------------------------------------
 
 
-def start_run(code, about_data, facts, seeds):
+def start_run(code, about_data, facts, experiments, seeds):
     """Make the folder of a run, named by the next number. Write settings.json and copies of the code into it.
     Print which run it is compared with, and what was edited since. Return its path."""
     settings = {
@@ -671,6 +685,7 @@ def start_run(code, about_data, facts, seeds):
         "torch": torch.__version__,
         "numpy": np.__version__,
         "seeds": sorted(seeds),
+        "workers": choose_workers(experiments * len(seeds)),
         "baseline": BASELINE,
         "experiments": facts,
     }
@@ -690,16 +705,40 @@ def start_run(code, about_data, facts, seeds):
 
 def print_opening(about_data, facts, jobs, folder):
     """Print what is trained, how long it takes, and the headings of the progress lines."""
-    workers = choose_workers(jobs)
+    workers = choose_workers([experiment for experiment, *_ in jobs])
     seconds = [facts[experiment.name]["seconds"] for experiment, *_ in jobs]
     # at least the longest training, and at least all the work divided among the workers
-    minutes = max(max(seconds), sum(seconds) / workers) / 60
+    duration = duration_text(max(max(seconds), sum(seconds) / workers))
     parameters = [f"{name} {found['parameters']:,}" for name, found in facts.items()]
     print(about_data["description"])
     print(f"Parameters: {'; '.join(parameters)}")
-    print(f"Trainings: {len(jobs)}, {workers} at a time, about {minutes:.1f} minutes")
+    print(f"Trainings: {len(jobs)}, {workers} at a time, about {duration}")
     print(f"The results go to {folder}\n")
     print(HEADINGS.format(kind=about_data["kind"]), flush=True)
+
+
+def print_finished(experiment, seed, folder):
+    """Print that a training has finished, how many of its run have, and how long the others will take: in
+    proportion to the time that the dry runs have found."""
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    finished = total = done = left = 0
+    for name, facts in settings["experiments"].items():
+        for each_seed in settings["seeds"]:
+            total += 1
+            if (folder / f"{name}-seed{each_seed}.npz").exists():
+                finished += 1
+                done += facts["seconds"]
+            else:
+                left += facts["seconds"]
+    elapsed = time.time() - (folder / "settings.json").stat().st_mtime
+    duration = f", about {duration_text(elapsed * left / done)} left" if left else ""
+    line = f"{experiment.name}, seed {seed} has finished: {finished} of {total}{duration}"
+    print(f"{line}\n", end="", flush=True)
+
+
+def duration_text(seconds):
+    """Return a duration as text, in seconds or minutes."""
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 # What tables and pictures show of a training --------------------------------------------------------
@@ -813,14 +852,15 @@ def ask(pictures, experiments, folder, drawing):
     digits = dataset.read_digits(pictures)
     if not digits:
         return False
-    seeds = plot.read_run(folder).records
+    trained = plot.read_run(folder)
     logits = {}
     for experiment in experiments:
         name = experiment.name
         try:
-            if name not in seeds:
+            if name not in trained.records:
                 raise UserError("it has no finished training there")
-            model, answers_again = load_model(experiment, folder / f"{name}-seed{next(iter(seeds[name]))}")
+            seed = next(iter(trained.records[name]))
+            model, answers_again = load_model(experiment, folder / f"{name}-seed{seed}")
             if not answers_again:
                 raise UserError("the same weights give other answers")
             logits[name] = predict(model, digits["images"], "cpu").numpy()
@@ -835,7 +875,7 @@ def ask(pictures, experiments, folder, drawing):
         return False
     print("", *plot.digit_table(digits, logits), sep="\n")
     drawn = plot.draw(drawing, plot.plot_digits, digits, logits)
-    print(f"\nThe models are those of {folder}. {drawing} shows what they saw.")
+    print(f"\nThe models are those of {folder}: {trained.data}. {drawing} shows what they saw.")
     return drawn and len(logits) == len(experiments) and len(digits["names"]) == len(pictures)
 
 
@@ -856,13 +896,15 @@ def main(arguments):
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("pictures", nargs="*", help="of one digit each, for the models of the newest run")
-    pictures = parser.parse_args(arguments).pictures
+    parser.add_argument("--run", metavar="NUMBER", help="ask the models of this run instead")
+    chosen = parser.parse_args(arguments)
     try:
-        if not pictures:
+        if not chosen.pictures:
+            if chosen.run:
+                parser.error("--run needs a picture")
             return run(EXPERIMENTS, SEEDS)
-        torch.set_num_threads(1)
-        all_answered = ask(pictures, EXPERIMENTS, newest_run(), plot.RESULTS / "my_digits.png")
-        return 0 if all_answered else 1
+        folder = plot.find_run(chosen.run) if chosen.run else newest_run()
+        return 0 if ask(chosen.pictures, EXPERIMENTS, folder, plot.RESULTS / "my_digits.png") else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

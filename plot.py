@@ -304,7 +304,10 @@ def summary(run):
         table.append([name, *cells, gain, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.settings['date']}: {run.data}", f"Last epoch, {how}", ""]
     lines += markdown(table)
-    remarks = training_remarks(run)
+    remarks = [
+        f"seconds: of each training; {run.settings['workers']} ran at the same time",
+        *training_remarks(run),
+    ]
     if gains:
         remarks.insert(0, f"gain: {kind} accuracy over {baseline}, in percentage points")
     elif len(run.settings["experiments"]) > 1:
@@ -436,6 +439,8 @@ def choose_run_before(folder, settings):
             reason = "no other run has finished"
         elif edit.no_error:
             reason = f"the other runs have {edit.no_error}"
+        elif not before.settings["experiments"].keys() & settings["experiments"].keys():
+            reason = "the other runs have other rows"
         elif best is None or len(edit.changes) < len(best.changes):
             best = edit
     if unreadable:
@@ -1016,6 +1021,13 @@ def show_run(folder):
         ]
     print(f"In {run.folder}: summary.md and the pictures {', '.join(drawn)}", flush=True)
     return len(drawn) == len(pictures)
+
+
+def draw_comparison(folder):
+    """Draw the curves of a run that is still training, up to the epochs that have finished."""
+    run = read_run(folder)
+    if run.stats:
+        draw(folder / "comparison.png", plot_comparison, run)
 
 
 def pictures_of_edit(edit):
