@@ -1,7 +1,7 @@
 """How often does a seed alone look like a change? The rule of three errors, tried on trainings that differ in
 nothing but the seed.
 
-    python report/calibration.py              train the three models of main.py with ten seeds, then print the tables
+    python report/calibration.py              train the rows of main.py with ten seeds, then print the tables
     python report/calibration.py results/7    print the tables of such a run that has finished
 
 Takes 13 minutes on two cores.
@@ -22,7 +22,7 @@ SIZES = (1, 2, 3, 5)  # seeds of a group
 
 
 def pairs_of_groups(records, size):
-    """Return all pairs of groups of so many trainings without a common one: dicts as plot.mean_change takes."""
+    """Return all pairs of groups of so many trainings without a common one, as plot.mean_change takes them."""
     pairs = []
     for first in combinations(records, size):
         others = [seed for seed in records if seed not in first and seed > first[0]]  # each pair once
