@@ -22,7 +22,7 @@ SIZES = (1, 2, 3, 5)  # seeds of a group
 
 
 def pairs_of_groups(records, size):
-    """Return all pairs of groups of so many trainings without a common one, as plot.mean_change takes them."""
+    """Return all pairs of groups of so many trainings, without a common one, for plot.mean_change."""
     pairs = []
     for first in combinations(records, size):
         others = [seed for seed in records if seed not in first and seed > first[0]]  # each pair once
