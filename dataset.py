@@ -467,6 +467,7 @@ def download(data_dir, timeout=10):
 
 # A digit from a photo -------------------------------------------------------------------------------
 
+LONGEST = 30  # times as long as wide: a longer picture has no room for a digit
 OPEN_SIDE = 600  # pixels: a large JPEG is decoded at this size or up to twice as large
 MOST_PIXELS = 10**8  # to decode: they take 400 MB
 SIDE = 150  # pixels of the longer side: enough to see a thin pen, and few enough to average noise away
@@ -527,9 +528,11 @@ def open_picture(path):
                 raise ValueError(f"only a JPEG may have more than {MOST_PIXELS:,} pixels")
             picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow raises many kinds
-        raise UserError(f"{path} can't be read: save it anew as JPEG ({error})") from error
+        raise UserError(f"{path} can't be read: save it again as JPEG ({error})") from error
     if picture.mode[0] in "IF":
         raise UserError(f"{path} has more than 8 bits per pixel: save it as PNG or JPEG with 8")
+    if max(picture.size) > LONGEST * min(picture.size):
+        raise UserError(f"{path} has {picture.width} x {picture.height} pixels: too narrow to show a digit")
     picture = picture.convert("RGBA")
     picture.thumbnail((2 * OPEN_SIDE, 2 * OPEN_SIDE), Image.Resampling.BOX)
     grey, opacity = picture.convert("LA").split()

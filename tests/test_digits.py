@@ -269,6 +269,10 @@ def test_read_digit_is_prepared_like_mnist(tmp_path, test_set):
 NOT_A_DIGIT = {
     "only light and shadow": lambda: lit(Image.new("L", (400, 300), PAPER)),
     "only noise": lambda: paper(np.eye(28, dtype=np.uint8), noise=8),  # ink that nobody can see
+    "a column": lambda: drawn(FOUR).crop((200, 0, 201, 300)),
+    "a row": lambda: drawn(FOUR).crop((0, 150, 400, 151)),
+    "a strip": lambda: drawn(FOUR).crop((198, 0, 202, 300)),
+    "a pixel": lambda: drawn(FOUR).crop((200, 150, 201, 151)),
     "16 bits": lambda: Image.fromarray(np.asarray(drawn(FOUR)).astype(np.uint16) * 100),
 }
 
