@@ -491,11 +491,11 @@ def read_digit(path):
     side of the ink 20 pixels, its centre of mass in the middle.
 
     path: any picture that Pillow reads, dark on light or light on dark, in any size. The digit should
-        fill it. Uneven light, ruled lines and the edge of the paper do no harm.
+        fill it. Uneven light, ruled lines, a box around it and the edge of the paper do no harm.
 
     1. Open the picture and fit it into 150 x 150 pixels.
     2. Find out whether the ink is light or dark, and how much of it each pixel holds.
-    3. Leave out what is connected with the edge of the picture.
+    3. Leave out what is connected with the edge of the picture, and a box drawn around the digit.
     4. See that the rest is one digit, and leave out what lies beside it.
     5. Cut it out, thicken thin strokes, reduce it to 20 pixels and centre it.
 
@@ -506,6 +506,7 @@ def read_digit(path):
     try:
         ink = find_ink(ImageOps.contain(picture.convert("L"), (SIDE, SIDE)))
         ink = leave_out_edge(ink)
+        ink = leave_out_box(ink)
         ink = largest_part(ink)
         ink = largest_part(ink.T).T  # digits can also stand one above the other
         return centre(thicken(cut_out(ink)))
@@ -607,6 +608,22 @@ def leave_out_edge(ink):
     if not loose.any() or loose[middle].sum() < ink[middle].sum() / 2:
         return ink
     return loose
+
+
+def leave_out_box(ink):
+    """Return the ink, float (H, W), without a box drawn around the digit: without what is connected with the
+    topmost ink, if all the rest lies inside it and is tall."""
+    strokes = find_strokes(ink)
+    left, top, right, bottom = strokes.getbbox()
+    row, column = np.argwhere(strokes)[0].tolist()
+    ImageDraw.floodfill(strokes, (column, row), 0)
+    # A digit without a box is the topmost ink itself, and nothing is left.
+    inner_left, inner_top, inner_right, inner_bottom = strokes.getbbox() or (left, top, right, bottom)
+    is_inside = left < inner_left and top < inner_top and inner_right < right and inner_bottom < bottom
+    is_tall = inner_bottom - inner_top > TALL * (bottom - top)
+    if is_inside and is_tall:
+        return ink * np.asarray(strokes)
+    return ink
 
 
 def largest_part(ink):

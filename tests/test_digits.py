@@ -103,6 +103,14 @@ def with_soft_shadow(picture):
     return Image.fromarray(np.uint8(np.asarray(picture) * light))
 
 
+def with_box(picture):
+    """The same with a box drawn around the digit, as forms have them."""
+    roomy = ImageOps.expand(picture, border=60, fill=picture.getpixel((0, 0)))
+    left, top, right, bottom = ImageOps.invert(roomy).point(lambda value: 255 * (value > 60)).getbbox()
+    ImageDraw.Draw(roomy).rectangle((left - 30, top - 30, right + 30, bottom + 30), outline=INK, width=4)
+    return roomy
+
+
 def thinned(picture):
     """The same with strokes that are thinner by 4 pixels."""
     return picture.filter(ImageFilter.MaxFilter(5))
@@ -139,6 +147,7 @@ REAL_FAULTS = {
     "thin strokes": thinned,
     "pale strokes": paled,
     "light on dark": ImageOps.invert,
+    "box": with_box,
 }
 
 
