@@ -513,6 +513,7 @@ def download(data_dir, timeout=10):
 
 # A digit from a photo -------------------------------------------------------------------------------
 
+LONGEST = 30  # times as long as wide: a longer picture has no room for a digit
 OPEN_SIDE = 600  # pixels: a large JPEG is decoded at this size or up to twice as large
 MOST_PIXELS = 10**8  # to decode: they take 400 MB
 SIDE = 150  # pixels of the longer side: enough to see a thin pen, and few enough to average noise away
@@ -523,9 +524,8 @@ LEAST_CONTRAST = 12  # of 255 grey levels: paler ink can't be told from stains
 LEAST_SIGNAL = 4  # times the roughness of the paper: weaker ink can't be told from its grain
 LEVEL = 0.4  # of full ink: a pixel with more belongs to a stroke, one with less to a pale line
 FAINT = 0.3  # of full ink: the blurred edge of a stroke holds less
-TALL = 0.4  # of the height of the largest group: one that is taller may be a digit
-BESIDE = 0.3  # of the narrower one's width: two digits of a number share less
-NEAR = 0.15  # of the longer side of the largest group: what is nearer is a part of the same digit
+HEAVY = 0.3  # of the ink of the largest part: another one with as much may be a digit
+TALL = 0.4  # of the height of the largest part: another one as tall may be a digit
 STROKE = 2  # pixels when the digit is 20 long: four of five digits of MNIST have wider strokes
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse a phone's largest JPEGs, which are decoded small
@@ -537,14 +537,13 @@ def read_digit(path):
     side of the ink 20 pixels, its centre of mass in the middle.
 
     path: any picture that Pillow reads, dark on light or light on dark, in any size. The digit should
-        fill it. Uneven light, ruled lines, a frame and the edge of the paper do no harm.
+        fill it. Uneven light, ruled lines, a box around it and the edge of the paper do no harm.
 
-    1. Bring the picture to the size that all others have.
+    1. Open the picture and fit it into 150 x 150 pixels.
     2. Find out whether the ink is light or dark, and how much of it each pixel holds.
-    3. Gather ink that hangs together into groups.
-    4. Leave out the groups that touch the edge of the picture and those that are frames.
-    5. See that the rest is one digit: the largest group and what lies near it.
-    6. Cut it out, thicken thin strokes, reduce it to 20 pixels and centre it.
+    3. Leave out what is connected with the edge of the picture, and a box drawn around the digit.
+    4. See that the rest is one digit, and leave out what lies beside it.
+    5. Cut it out, thicken thin strokes, reduce it to 20 pixels and centre it.
 
     Raises UserError, which names the file, if it can't be read, or if it shows no digit or more than
     one.
@@ -552,11 +551,11 @@ def read_digit(path):
     picture = open_picture(path)
     try:
         ink = find_ink(ImageOps.contain(picture.convert("L"), (SIDE, SIDE)))
-        groups = find_groups(ink)
-        groups = leave_out_edge(groups)
-        groups = leave_out_frames(groups)
-        check_single(groups)
-        return centre(thicken(cut_out(ink, groups)))
+        ink = leave_out_edge(ink)
+        ink = leave_out_box(ink)
+        ink = largest_part(ink)
+        ink = largest_part(ink.T).T  # digits can also stand one above the other
+        return centre(thicken(cut_out(ink)))
     except ValueError as error:
         raise UserError(f"{path} {error}") from error
 
@@ -573,9 +572,11 @@ def open_picture(path):
                 raise ValueError(f"only a JPEG may have more than {MOST_PIXELS:,} pixels")
             picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow raises many kinds
-        raise UserError(f"{path} can't be read: save it anew as JPEG ({error})") from error
+        raise UserError(f"{path} can't be read: save it again as JPEG ({error})") from error
     if picture.mode[0] in "IF":
         raise UserError(f"{path} has more than 8 bits per pixel: save it as PNG or JPEG with 8")
+    if max(picture.size) > LONGEST * min(picture.size):
+        raise UserError(f"{path} has {picture.width} x {picture.height} pixels: too narrow to show a digit")
     picture = picture.convert("RGBA")
     picture.thumbnail((2 * OPEN_SIDE, 2 * OPEN_SIDE), Image.Resampling.BOX)
     grey, opacity = picture.convert("LA").split()
@@ -631,108 +632,63 @@ def find_paper(grey):
     return np.asarray(paper, dtype=float)
 
 
-class Group:
-    """Ink that hangs together: ink, float (H, W), 0 elsewhere; amount, in pixels of full ink; and the
-    smallest box around it, whose bottom and right are just outside."""
-
-    def __init__(self, ink):
-        self.ink = ink
-        self.amount = ink.sum()
-        self.left, self.top, self.right, self.bottom = Image.fromarray(ink > 0).getbbox()
-        self.height = self.bottom - self.top
-        self.width = self.right - self.left
+def find_strokes(ink):
+    """Return where strokes are, an image (H, W) of 1 there and 0 elsewhere. They reach a pixel further than
+    the strong ink, so that a small gap does not divide a stroke."""
+    strong = Image.fromarray(np.uint8(ink > LEVEL))
+    return strong.filter(ImageFilter.MaxFilter(3))
 
 
-def find_groups(ink):
-    """Return the groups of ink, those with most ink first. Paint is poured on a pixel and runs over all
-    that hangs together, until no ink is left without paint. The ink is grown before, so that small gaps
-    do not part a stroke."""
-    mask = ink > LEVEL
-    canvas = Image.fromarray(grow(mask).astype(np.int32))  # 0 paper, 1 ink without paint
-    paint = 1
-    for y, x in np.argwhere(mask).tolist():
-        if canvas.getpixel((x, y)) == 1:
-            paint += 1
-            ImageDraw.floodfill(canvas, (x, y), paint)
-    labels = np.asarray(canvas) * mask
-    groups = [Group(ink * (labels == number)) for number in range(2, paint + 1)]
-    return sorted(groups, key=lambda group: group.amount, reverse=True)
-
-
-def grow(mask):
-    """Return a mask that reaches one pixel further in all directions."""
-    picture = Image.fromarray(mask).convert("L")
-    return np.asarray(picture.filter(ImageFilter.MaxFilter(3))) > 0
-
-
-def leave_out_edge(groups):
-    """Return the groups that do not touch the edge of the picture, as lines, a table and a part of the
-    next digit do. If they hold less than half of the ink in the middle, the digit itself touches the
-    edge, and all groups are returned."""
-    height, width = groups[0].ink.shape
+def leave_out_edge(ink):
+    """Return the ink of the strokes, float (H, W), without those connected with the edge of the picture, as
+    lines, a table and a part of the next digit are. If they hold more than half of the ink in the middle,
+    the digit itself touches the edge, and they stay."""
+    strokes = find_strokes(ink)
+    ink = ink * np.asarray(strokes)
+    # The margin connects all that touches the edge, so one flood fill removes it.
+    canvas = ImageOps.expand(strokes, border=1, fill=1)
+    ImageDraw.floodfill(canvas, (0, 0), 0)
+    loose = ink * np.asarray(ImageOps.crop(canvas, border=1))
+    height, width = ink.shape
     middle = np.s_[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    loose = []
-    balance = 0  # ink in the middle that is loose, less the ink there that is not
-    for group in groups:
-        amount = group.ink[middle].sum()
-        if group.top == 0 or group.left == 0 or group.bottom == height or group.right == width:
-            balance -= amount
-        else:
-            balance += amount
-            loose.append(group)
-    return loose if loose and balance >= 0 else groups
+    if not loose.any() or loose[middle].sum() < ink[middle].sum() / 2:
+        return ink
+    return loose
 
 
-def leave_out_frames(groups):
-    """Return the groups without those drawn around another one."""
-    return [group for group in groups if not any(surrounds(group, other) for other in groups)]
+def leave_out_box(ink):
+    """Return the ink, float (H, W), without a box drawn around the digit: without what is connected with the
+    topmost ink, if all the rest lies inside it and is tall."""
+    strokes = find_strokes(ink)
+    left, top, right, bottom = strokes.getbbox()
+    row, column = np.argwhere(strokes)[0].tolist()
+    ImageDraw.floodfill(strokes, (column, row), 0)
+    # A digit without a box is the topmost ink itself, and nothing is left.
+    inner_left, inner_top, inner_right, inner_bottom = strokes.getbbox() or (left, top, right, bottom)
+    is_inside = left < inner_left and top < inner_top and inner_right < right and inner_bottom < bottom
+    is_tall = inner_bottom - inner_top > TALL * (bottom - top)
+    if is_inside and is_tall:
+        return ink * np.asarray(strokes)
+    return ink
 
 
-def surrounds(frame, group):
-    """Whether a tall group lies inside another one that has no ink in its box. (A stroke of a
-    broken 4 can lie inside the box of the others, but one of them runs up to it.)"""
-    inside = (
-        frame.top < group.top
-        and frame.left < group.left
-        and group.bottom < frame.bottom
-        and group.right < frame.right
-    )
-    hole = frame.ink[group.top : group.bottom, group.left : group.right]
-    return inside and not hole.any() and group.height > TALL * frame.height
-
-
-def check_single(groups):
-    """Raise ValueError if a tall group stands beside the largest one, which comes first, as the digits of
-    a number do, or if it lies far from it and has at least half as much ink."""
-    largest = groups[0]
-    for group in groups[1:]:
-        is_tall = group.height > TALL * largest.height
-        is_heavy = group.amount >= largest.amount / 2
-        is_apart = is_heavy and not is_near(largest, group)
-        if is_tall and (is_apart or is_beside(largest, group)):
+def largest_part(ink):
+    """Divide the ink, float (H, W), at columns without strokes, and return the part with most ink, float
+    (H, w). Raises ValueError if another part has enough ink and is tall enough to be a digit, too."""
+    has_strokes = np.asarray(find_strokes(ink)).any(axis=0)
+    borders = np.flatnonzero(has_strokes[1:] != has_strokes[:-1]) + 1
+    *others, largest = sorted(np.split(ink, borders, axis=1), key=np.sum)
+    height = largest.any(axis=1).sum()
+    for part in others:
+        is_heavy = part.sum() >= HEAVY * largest.sum()
+        is_tall = part.any(axis=1).sum() >= TALL * height
+        if is_heavy and is_tall:
             raise ValueError("shows more than one digit: keep one of them")
+    return largest
 
 
-def is_beside(largest, group):
-    """Whether two groups share more than half of their height and little of their width."""
-    shared_height = min(largest.bottom, group.bottom) - max(largest.top, group.top)
-    shared_width = min(largest.right, group.right) - max(largest.left, group.left)
-    in_line = shared_height > max(largest.height, group.height) / 2
-    return in_line and shared_width < BESIDE * min(largest.width, group.width)
-
-
-def is_near(largest, group):
-    """Whether the boxes of two groups overlap, or little paper lies between them."""
-    down = max(largest.top, group.top) - min(largest.bottom, group.bottom)
-    across = max(largest.left, group.left) - min(largest.right, group.right)
-    return max(down, across) < NEAR * max(largest.height, largest.width)
-
-
-def cut_out(ink, groups):
-    """Return the ink of the digit: of the largest group, which comes first, and of what lies near it,
-    such as the bar of a 5."""
-    digit = sum(group.ink for group in groups if is_near(groups[0], group))
-    ink = ink * grow(digit > 0)
+def cut_out(ink):
+    """Return the ink in the smallest box around the digit, float (h, w)."""
     left, top, right, bottom = Image.fromarray(ink > FAINT).getbbox()
     return ink[top:bottom, left:right]
 
