@@ -730,9 +730,9 @@ def centre(ink):
 
 
 def pictures_in(folder):
-    """Return the paths of everything in a folder but hidden files, ordered by name; none if there is no
-    such folder."""
-    return sorted(Path(folder).glob("[!.]*"))
+    """Return the paths of everything in a folder but hidden files and what macOS and Windows add, ordered by
+    name; none if there is no such folder."""
+    return [path for path in sorted(Path(folder).glob("[!.]*")) if not is_added_by_system(path.name)]
 
 
 def read_digits(paths):

@@ -851,6 +851,7 @@ def ask(pictures, experiments, folder, drawing):
     """
     digits = dataset.read_digits(pictures)
     if not digits:
+        print("error: there is no picture to ask about", file=sys.stderr)
         return False
     trained = plot.read_run(folder)
     logits = {}
@@ -895,7 +896,7 @@ def main(arguments):
     model was left out, 2 if something is at fault that is then named, 130 if interrupted."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("pictures", nargs="*", help="of one digit each, for the models of the newest run")
+    parser.add_argument("pictures", nargs="*", help="of one digit each, or folders of them")
     parser.add_argument("--run", metavar="NUMBER", help="ask the models of this run instead")
     chosen = parser.parse_args(arguments)
     try:
@@ -904,7 +905,10 @@ def main(arguments):
                 parser.error("--run needs a picture")
             return run(EXPERIMENTS, SEEDS)
         folder = plot.find_run(chosen.run) if chosen.run else newest_run()
-        return 0 if ask(chosen.pictures, EXPERIMENTS, folder, plot.RESULTS / "my_digits.png") else 1
+        pictures = []
+        for path in map(Path, chosen.pictures):
+            pictures += dataset.pictures_in(path) if path.is_dir() else [path]
+        return 0 if ask(pictures, EXPERIMENTS, folder, plot.RESULTS / "my_digits.png") else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
