@@ -263,15 +263,8 @@ def run_training(experiment, data, seed, folder, quiet=False):
         if not quiet:
             line = PROGRESS.format(name=experiment.name, seed=seed, epochs=experiment.epochs, **results)
             print(f"{line}\n", end="", flush=True)  # one write, so that lines of several processes stay whole
-    some_loader = dataset.batches(data.train_set.some(10_000), 1000)
-    _, train_accuracy = test(model, some_loader, device, nn.CrossEntropyLoss())
-    record = {"train_accuracy": train_accuracy, "learning_rates": learning_rates}
-    record |= answers(model, data.test_set, device)
-    record["input_index"] = least_sure(record["logits"])
-    record |= layer_outputs(model, data.test_set.images[record["input_index"]], device)
-    record |= samples(experiment, data.train_set)
     with dataset.whole_file(f"{path}.npz") as file:
-        np.savez(file, **record)
+        np.savez(file, learning_rates=learning_rates, **record_of(model, experiment, data))
     if not quiet:
         print_finished(experiment, seed, folder)
 
@@ -719,20 +712,17 @@ def print_opening(about_data, facts, jobs, folder):
 
 def print_finished(experiment, seed, folder):
     """Print that a training has finished, how many of its run have, and how long the others will take: in
-    proportion to the time that the dry runs have found."""
+    proportion to the seconds that the dry runs have found."""
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    finished = total = done = left = 0
-    for name, facts in settings["experiments"].items():
-        for each_seed in settings["seeds"]:
-            total += 1
-            if (folder / f"{name}-seed{each_seed}.npz").exists():
-                finished += 1
-                done += facts["seconds"]
-            else:
-                left += facts["seconds"]
+    facts = settings["experiments"]
+    finished = [path.stem.rpartition("-seed")[0] for path in folder.glob("*.npz")]
+    done = sum(facts[name]["seconds"] for name in finished)
+    left = sum(found["seconds"] for found in facts.values()) * len(settings["seeds"]) - done
     elapsed = time.time() - (folder / "settings.json").stat().st_mtime
-    duration = f", about {duration_text(elapsed * left / done)} left" if left else ""
-    line = f"{experiment.name}, seed {seed} has finished: {finished} of {total}{duration}"
+    total = len(facts) * len(settings["seeds"])
+    line = f"{experiment.name}, seed {seed} has finished: {len(finished)} of {total}"
+    if len(finished) < total:
+        line += f", about {duration_text(elapsed * left / done)} left"
     print(f"{line}\n", end="", flush=True)
 
 
@@ -759,21 +749,27 @@ def predict(model, images, device):
     return logits
 
 
-def answers(model, test_set, device):
-    """Return a dict for np.savez: logits (N, 10), labels (N,) and mistakes, uint8 (M, 28, 28), of the test
-    images."""
-    logits = predict(model, test_set.images, device)
-    return {
+def record_of(model, experiment, data):
+    """Return a dict for np.savez, what tables and pictures show of a trained model: its accuracy on up to
+    10,000 training images, as they are; logits (N, 10), labels (N,) and mistakes, uint8 (M, 28, 28), of the
+    test images; what its layers make of the one of the first hundred that it is least sure of; and what the
+    transform makes of some training images."""
+    device = experiment.device
+    loader = dataset.batches(data.train_set.some(10_000), 1000)
+    _, train_accuracy = test(model, loader, device, nn.CrossEntropyLoss())
+    images, labels = data.test_set.images, data.test_set.labels
+    logits = predict(model, images, device)
+    least_sure = logits[:100].softmax(dim=1).amax(dim=1).argmin()
+    record = {
+        "train_accuracy": train_accuracy,
         "logits": logits,
-        "labels": test_set.labels,
-        "mistakes": test_set.images[logits.argmax(dim=1) != test_set.labels],
+        "labels": labels,
+        "mistakes": images[logits.argmax(dim=1) != labels],
+        "input_index": least_sure,
     }
-
-
-def least_sure(logits):
-    """Return which of the first hundred images a model is least sure of."""
-    confidences = logits[:100].softmax(dim=1).amax(dim=1)
-    return confidences.argmin().item()
+    record |= layer_outputs(model, images[least_sure], device)
+    record |= samples(experiment, data.train_set)
+    return record
 
 
 def layer_outputs(model, image, device):
