@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,12 +33,11 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+sys.path.insert(0, str(PROJECT))
 
 import dataset
 import main
 from dataset import SAMPLE_DIR
-from helpers import copy_project, idx
 from main import AUGMENTATION, Experiment
 from model import LeNet5
 
@@ -108,9 +108,16 @@ def print_row(row):
 def project_copy(data_dir=DATA, **constants):
     """Provide a copy of the project in which nothing has run yet, with these tars and edited constants."""
     with tempfile.TemporaryDirectory() as folder:
-        project = copy_project(Path(folder), sample=False, EPOCHS="1", **constants)
+        project = Path(folder)
+        for path in PROJECT.glob("*.py"):
+            shutil.copy(path, project)
+        (project / "data").mkdir()
         for name in ("train.tar", "test.tar"):
             shutil.copy(data_dir / name, project / "data")
+        text = (project / "main.py").read_text(encoding="utf-8")
+        for name, value in {"EPOCHS": "1", **constants}.items():
+            text = re.sub(rf"^{name} = .*", f"{name} = {value}", text, flags=re.MULTILINE)
+        (project / "main.py").write_text(text, encoding="utf-8")
         yield project
 
 
@@ -208,12 +215,15 @@ def train_like_the_example(idx_folder, epochs):
 
 
 def write_idx(folder, train_set, test_set):
-    """Write the images as torchvision.datasets.MNIST reads them."""
+    """Write the images as torchvision.datasets.MNIST reads them: a header with the shape, then bytes."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name, images in (("train", train_set), ("t10k", test_set)):
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(images.images))
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(images.labels))
+    for name, image_set in (("train", train_set), ("t10k", test_set)):
+        images, labels = image_set.images, image_set.labels
+        header = struct.pack(">4B3I", 0, 0, 8, 3, *images.shape)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
+        header = struct.pack(">4B1I", 0, 0, 8, 1, *labels.shape)
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(header + labels.byte().numpy().tobytes())
 
 
 def torchvision_loader(idx_folder, train, batch_size, augmentation=None):

@@ -17,14 +17,37 @@ import torch
 from PIL import Image, ImageOps
 
 PROJECT = Path(__file__).parent.parent
-sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+sys.path.insert(0, str(PROJECT))
 
 import dataset
 import plot
-from helpers import PAPERS, paper
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
 COUNT = 2000
+
+# Kinds of paper: arguments of `paper`.
+PAPERS = {
+    "dark on light": {},
+    "light on dark": {"light": True},
+    "gradient and noise": {"gradient": 0.4, "noise": 6},
+    "twice as large": {"gradient": 0.4, "noise": 6, "scale": 2},
+}
+
+
+def paper(digit, light=False, gradient=0, noise=0, scale=1, seed=0):
+    """Return a digit, uint8 (28, 28), redrawn 140 pixels high somewhere on 400 x 300 grey paper."""
+    generator = np.random.default_rng(seed)
+    image = Image.fromarray(digit)
+    image = image.crop(image.getbbox())
+    height = 140 * scale
+    width = min(round(image.width * height / image.height), 390 * scale)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    ink = np.zeros((300 * scale, 400 * scale))
+    top, left = generator.integers(1, ink.shape[0] - height), generator.integers(1, ink.shape[1] - width)
+    ink[top : top + height, left : left + width] = np.asarray(image) / 255
+    grey = 10 + 230 * ink if light else 230 - 180 * ink
+    grey = grey * np.linspace(1 - gradient, 1, ink.shape[1]) + generator.normal(0, 1, ink.shape) * noise
+    return Image.fromarray(grey.clip(0, 255).astype(np.uint8))
 
 
 def accuracies(models, images, labels):
@@ -85,7 +108,7 @@ def print_table(folder):
 
 
 if __name__ == "__main__":
-    folders = [Path(argument) for argument in sys.argv[1:]] or plot.run_folders(PROJECT / "results")
+    folders = [Path(argument) for argument in sys.argv[1:]] or plot.run_folders(plot.RESULTS)
     if not folders:
         sys.exit("error: there is no run in results/: first run main.py")
     try:

@@ -57,7 +57,7 @@ def print_table(folder):
 
 
 if __name__ == "__main__":
-    folders = [Path(argument) for argument in sys.argv[1:]] or plot.run_folders(PROJECT / "results")
+    folders = [Path(argument) for argument in sys.argv[1:]] or plot.run_folders(plot.RESULTS)
     if not folders:
         sys.exit("error: there is no run in results/: first run main.py")
     try:

@@ -15,7 +15,6 @@ from torch import nn
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import dataset
 import main
 import plot
 from dataset import Augmentation
@@ -106,19 +105,19 @@ def gain(before, after):
 
 def run():
     """Train all rows and print the tables. Return the exit code."""
-    main.EXPERIMENTS = EXPERIMENTS
-    main.SEEDS = SEEDS
-    exit_code = main.main()
+    exit_code = main.run(EXPERIMENTS, SEEDS)
     if exit_code == 0:
-        folder = plot.run_folders(dataset.in_project(main.RESULTS_DIR))[0]
-        print("", *study_tables(folder), sep="\n")
+        print("", *study_tables(plot.run_folders(plot.RESULTS)[0]), sep="\n")
     return exit_code
 
 
 if __name__ == "__main__":
+    plot.prepare_output()
     try:
         if len(sys.argv) == 1:
             sys.exit(run())
         print("\n".join(study_tables(Path(sys.argv[1]))))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

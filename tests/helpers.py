@@ -7,15 +7,43 @@ import shutil
 import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 import dataset
+import main
+from recognition import PAPERS, paper  # noqa: F401, which tests of pictures use
 
 PROJECT = Path(__file__).parent.parent
+
+# The settings that main.py is shipped with, as source text. Tests run with these, whatever a user has
+# edited in main.py.
+SETTINGS = {
+    "EPOCHS": "10",
+    "BATCH_SIZE": "32",
+    "MOMENTUM": "0.9",
+    "SEEDS": "(0,)",
+    "DEVICE": '"cpu"',
+    "VALIDATION_IMAGES": "0",
+    "WORKERS": "None",
+    "AUGMENTATION": "Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)",
+    "BASELINE": '"LeNet5"',
+    "DATA_DIR": '"data"',
+    "DIGITS_DIR": '"data/my_digits"',
+    "EXPERIMENTS": """[
+    Experiment("LeNet5", LeNet5, learning_rate=0.02),
+    Experiment("CustomMLP", CustomMLP, learning_rate=0.01),
+    Experiment(
+        "RegularizedLeNet5",
+        RegularizedLeNet5,
+        learning_rate=0.05,
+        transform=AUGMENTATION,
+        optimizer_options={"weight_decay": 2e-4},
+    ),
+]""",
+}
 
 # A warning that a user would see is an error. So is a file that we open without an encoding, which
 # differs between computers.
@@ -37,14 +65,30 @@ for name in ("SYSTEMROOT", "TEMP", "USERPROFILE"):
         ENVIRONMENT[name] = os.environ[name]
 
 
+def is_edited():
+    """Whether main.py has other settings than those it is shipped with."""
+    return any(repr(getattr(main, name)) != repr(eval(text, vars(main))) for name, text in SETTINGS.items())
+
+
+def make_row(name, model, learning_rate=0.01, **settings):
+    """A row of EXPERIMENTS that trains for an epoch, if it does not say otherwise."""
+    fixed = {
+        "optimizer": partial(torch.optim.SGD, momentum=0.9),
+        "batch_size": 32,
+        "epochs": 1,
+        "device": "cpu",
+    }
+    return main.Experiment(name, model, learning_rate, **fixed | settings)
+
+
 def copy_project(folder, sample=True, **constants):
-    """Copy what a clone of the project contains, with edited constants in main.py, given as
-    source text. With the sample in data/, nothing is downloaded."""
+    """Copy what a clone of the project contains. main.py has the SETTINGS or, where they are given, other
+    ones. With the sample in data/, nothing is downloaded."""
     folder.mkdir(exist_ok=True)
     for path in PROJECT.glob("*.py"):
         shutil.copy(path, folder)
     shutil.copytree(dataset.SAMPLE_DIR, folder / "data" / "sample")
-    edit(folder / "main.py", **constants)
+    edit(folder / "main.py", **SETTINGS | constants)
     if sample:
         for name in ("train.tar", "test.tar"):
             shutil.copy(folder / "data" / "sample" / name, folder / "data")
@@ -103,27 +147,3 @@ def idx(tensor):
     """A tensor as a uint8 IDX file, the form in which MNIST is served."""
     header = struct.pack(f">HBB{tensor.dim()}I", 0, 8, tensor.dim(), *tensor.shape)
     return header + tensor.to(torch.uint8).numpy().tobytes()
-
-
-def paper(digit, light=False, gradient=0, noise=0, scale=1, seed=0):
-    """A digit, uint8 (28, 28), redrawn 140 pixels high somewhere on 400 x 300 grey paper."""
-    generator = np.random.default_rng(seed)
-    image = Image.fromarray(digit)
-    image = image.crop(image.getbbox())
-    height = 140 * scale
-    width = min(round(image.width * height / image.height), 390 * scale)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    ink = np.zeros((300 * scale, 400 * scale))
-    top, left = generator.integers(1, ink.shape[0] - height), generator.integers(1, ink.shape[1] - width)
-    ink[top : top + height, left : left + width] = np.asarray(image) / 255
-    grey = 10 + 230 * ink if light else 230 - 180 * ink
-    grey = grey * np.linspace(1 - gradient, 1, ink.shape[1]) + generator.normal(0, 1, ink.shape) * noise
-    return Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-
-
-PAPERS = {
-    "dark on light": {},
-    "light on dark": {"light": True},
-    "gradient and noise": {"gradient": 0.4, "noise": 6},
-    "twice as large": {"gradient": 0.4, "noise": 6, "scale": 2},
-}

@@ -14,7 +14,7 @@ import torch
 import dataset
 import main
 import plot
-from helpers import ENVIRONMENT, copy_project, edit, figures, own_lines, results_of, run
+from helpers import ENVIRONMENT, copy_project, edit, figures, make_row, own_lines, results_of, run
 
 try:
     import resource
@@ -94,22 +94,25 @@ def assert_group_ends(process, seconds):
 
 # Rows of a caller, as those of report/study.py, which main.py does not have.
 CALLER = """
-import sys, torch, torch._dynamo, main
-from main import AUGMENTATION, CustomMLP, Experiment, LeNet5, RegularizedLeNet5
+import sys
+import torch, torch._dynamo, main
+from functools import partial
+from main import Augmentation, CustomMLP, Experiment, LeNet5, RegularizedLeNet5
 
 def compiled():
     return torch.compile(LeNet5(), backend="eager")
 
+MOVED = Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)
+FIXED = {"batch_size": 32, "device": "cpu", "optimizer": partial(torch.optim.SGD, momentum=0.9)}
 EXPERIMENTS = [
-    Experiment("short", CustomMLP, 0.01, epochs=3),
-    Experiment("compiled", compiled, 0.02, epochs=2),
-    Experiment("long", RegularizedLeNet5, 0.05, transform=AUGMENTATION, epochs=4),
+    Experiment("short", CustomMLP, 0.01, epochs=3, **FIXED),
+    Experiment("compiled", compiled, 0.02, epochs=2, **FIXED),
+    Experiment("long", RegularizedLeNet5, 0.05, transform=MOVED, epochs=4, **FIXED),
 ]
 
 if __name__ == "__main__":
     sys.platform = sys.argv[1]
-    main.EXPERIMENTS = EXPERIMENTS
-    sys.exit(main.main())
+    sys.exit(main.run(EXPERIMENTS, (0,)))
 """
 
 
@@ -138,10 +141,9 @@ def trained_here(tmp_path_factory):
     exec(CALLER, caller)
     folder = tmp_path_factory.mktemp("here")
     train_set, test_set, _ = dataset.load_data(dataset.SAMPLE_DIR, int(FEW))
-    experiments = {experiment.name: experiment for experiment in caller["EXPERIMENTS"]}
-    main.shared.update(experiments=experiments, images=main.Images(train_set, test_set, {}))
-    jobs = [("short", 0, folder), ("long", 0, folder)]
-    assert all(result is None for _, result in main.run_jobs(None, main.run_training, jobs))
+    for experiment in caller["EXPERIMENTS"]:
+        if experiment.name != "compiled":
+            assert main.run_job(main.run_training, experiment, main.Data(train_set, test_set), 0, folder)
     return folder
 
 
@@ -164,11 +166,14 @@ def test_the_longest_training_starts_first(trained):
 
 
 def test_rows_that_cannot_reach_a_spawned_process_are_named(monkeypatch):
-    row = main.Experiment("my row", main.CustomMLP, 0.01, transform=lambda images: images)
-    monkeypatch.setattr(main, "EXPERIMENTS", [row])
+    rows = [
+        make_row("fine", main.CustomMLP),
+        make_row("mine", main.CustomMLP, transform=lambda images: images),
+    ]
+    monkeypatch.setattr(main, "WORKERS", 2)
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(main.UserError, match="my row.*lambda"), main.worker_pool(2, None):
-        pass
+    with pytest.raises(main.UserError, match="'mine'"):
+        main.run_jobs(main.dry_run, [(row, None, 0, None) for row in rows])
 
 
 # Faults ---------------------------------------------------------------------------------------------
@@ -195,8 +200,7 @@ def test_interrupted_runs_are_plotted_and_leave_no_process(start, tmp_path):
         assert process.returncode == 130, err
         assert_group_ends(process, 5)
         folder = results_of(tmp_path / name)
-        (line,) = own_lines(err)
-        assert "Traceback" not in err and str(Path("results") / folder.name) in line
+        assert len(own_lines(err)) == 1 and "Traceback" not in err
         check_interrupted(folder)
 
 
@@ -239,10 +243,11 @@ def test_killed_parent_takes_its_trainings_with_it(start, tmp_path):
     assert len(plot.read_run(results_of(tmp_path)).stats) == 2
 
 
-# A model that breaks in the second epoch of its training, long after the dry run.
+# A model in a folder of its own that breaks in its second epoch, long after the dry run.
 BREAKING = """
-
 import os
+from installed import call
+from model import LeNet5
 
 
 class Breaking(LeNet5):
@@ -253,49 +258,67 @@ class Breaking(LeNet5):
         self.fault = fault
 
     def forward(self, images):
-        logits = super().forward(images)
         self.steps += self.training
-        if self.steps > 50:
-            if self.fault == "is killed":
-                os._exit(9)
-            if self.fault == "raises":
-                raise RuntimeError("my own fault")
-            logits = logits * float("inf")
-        return logits
+        if self.steps < 50:
+            return super().forward(images)
+        if self.fault == "is killed":
+            os._exit(9)
+        if self.fault == "raises":
+            call(self.fail)
+        return super().forward(images) * float("inf")
+
+    def fail(self):
+        try:
+            self.fc1(None)  # the cause
+        except TypeError as error:
+            raise KeyError("my own fault") from error
 """
+INSTALLED = "def call(function):\n    function()  # a line of installed code\n"
 
 
-def run_breaking(folder, *faults):
-    """Run main.py with a row for each fault and one that lasts. Return the process and the run's folder."""
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """What a run printed in which all trainings but one break, each in another way, and its folder."""
+    folder = tmp_path_factory.mktemp("broken")
+    faults = ("raises", "explodes", "is killed")
     rows = [f'Experiment("{fault}", Breaking, 0.02, {{"fault": "{fault}"}})' for fault in faults]
-    rows.append('Experiment("lasts", CustomMLP, 0.01)')
+    rows.append('Experiment("lasts", CustomMLP, 0.01, epochs=4)')
     copy_project(folder, EPOCHS="3", WORKERS="2", VALIDATION_IMAGES=FEW, EXPERIMENTS=f"[{', '.join(rows)}]")
-    with open(folder / "model.py", "a", encoding="utf-8") as file:
-        file.write(BREAKING)
+    for name, source in {"models/breaking.py": BREAKING, ".venv/lib/installed.py": INSTALLED}.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(source, encoding="utf-8")
     text = (folder / "main.py").read_text(encoding="utf-8")
-    text = text.replace("RegularizedLeNet5\n\n", "RegularizedLeNet5, Breaking\n\n", 1)
+    text = text.replace("import dataset\n", "import dataset\nfrom models.breaking import Breaking\n", 1)
     (folder / "main.py").write_text(text, encoding="utf-8")
-    return run(folder, "main.py"), folder / "results" / "1"
+    process = run(folder, "main.py", PYTHONPATH=str(folder / ".venv" / "lib"))
+    assert process.returncode == 1, process.stderr
+    return process.stderr, results_of(folder)
 
 
-def test_trainings_that_fail_say_why_and_the_others_go_on(tmp_path):
-    process, folder = run_breaking(tmp_path, "raises", "explodes")
-    assert process.returncode == 1
-    first, second = sorted(own_lines(process.stderr))
-    assert "explodes, seed 0" in first and "learning_rate" in first
-    assert "raises, seed 0" in second and "my own fault" in second and "model.py" in second
+def test_trainings_that_fail_say_why_and_the_others_go_on(broken):
+    err, folder = broken
+    explodes, raises, killed = sorted(own_lines(err), key=lambda line: ("row" not in line, line))
+    assert "'explodes', seed 0" in explodes and "learning_rate" in explodes
+    assert "'raises', seed 0" in raises and "KeyError" in raises
+    assert "WORKERS" in killed
     run = plot.read_run(folder)
-    assert set(run.records) == {"lasts"} and set(run.stats) == {"lasts", "raises", "explodes"}
+    assert set(run.records) == {"lasts"} and len(run.stats["lasts"][0]["epoch"]) == 4
+    assert set(run.stats) == {"raises", "explodes", "is killed", "lasts"}  # their finished epochs
     assert {path.stem for path in folder.glob("*.png")} >= {"lasts", "raises", "comparison", "mistakes"}
 
 
-def test_a_killed_process_is_one_line_and_the_end_of_the_run(tmp_path):
-    process, folder = run_breaking(tmp_path, "is killed")
-    assert process.returncode == 1
-    (line,) = own_lines(process.stderr)
-    assert "killed" in line
-    assert "is killed" in plot.read_run(folder).stats  # its finished epochs
-    assert (folder / "comparison.png").exists()
+def test_a_mistake_of_ones_own_is_shown_with_the_lines_of_ones_own_files(broken):
+    err, _ = broken
+    for line in ("self.fc1(None)  # the cause", "raise KeyError", "call(self.fail)", "KeyError: "):
+        assert err.count(line) == 1
+    files = {Path(path) for path in re.findall('File "(.*?)", line', err)}
+    assert {path.name for path in files} == {"main.py", "breaking.py"}  # and nothing of .venv or torch
+
+
+def test_the_code_of_a_run_keeps_its_folders(broken):
+    _, folder = broken
+    code = {path.relative_to(folder / "code").as_posix() for path in folder.glob("code/**/*.*")}
+    assert code == {"main.py", "dataset.py", "model.py", "plot.py", "models/breaking.py"}
 
 
 @posix
@@ -326,6 +349,6 @@ def test_full_disk_is_one_line_and_keeps_the_figures(start, tmp_path):
     process = start(fill_disk, EPOCHS="1", WORKERS="1", EXPERIMENTS=TWO_ROWS)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2  # the dry run shows it
-    (line,) = own_lines(err)
-    assert "'A'" in line and "Traceback" not in err
+    first, second, _ = sorted(own_lines(err))
+    assert "'A'" in first and "'B'" in second and "Traceback" not in err
     assert not (tmp_path / "results").exists()

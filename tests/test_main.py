@@ -1,5 +1,6 @@
 """The training, and the whole program as a user runs it."""
 
+import importlib
 import io
 import json
 import random
@@ -21,8 +22,8 @@ import dataset
 import main
 import plot
 from dataset import Augmentation
-from helpers import PROJECT, copy_project, own_lines, paper, results_of, rows, run
-from main import Experiment, Images
+from helpers import PROJECT, copy_project, make_row, own_lines, paper, results_of, rows, run
+from main import Data, Experiment
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
 NAMES = ("LeNet5", "CustomMLP", "RegularizedLeNet5")
@@ -33,8 +34,10 @@ NAMES = ("LeNet5", "CustomMLP", "RegularizedLeNet5")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A copy of the project in which `python main.py` has run, with pictures of two digits, and
-    what it printed."""
+    what it printed. A script of one's own and the lock file of an editor lie beside main.py."""
     folder = copy_project(tmp_path_factory.mktemp("project"), EPOCHS="2", SEEDS="range(0, 4, 3)")
+    (folder / "mine.py").write_text("raise SystemExit\n", encoding="utf-8")
+    (folder / ".#main.py").write_text("nobody@nowhere", encoding="utf-8")
     (folder / "data" / "my_digits").mkdir()
     images = dataset.MNIST(folder / "data" / "test.tar").images
     for index in range(2):
@@ -59,9 +62,13 @@ def test_results_folder_holds_the_files_of_every_training(results):
     assert {path.name for path in results.iterdir()} == trainings | plots | others
     for path in results.glob("*.csv"):
         assert [row["epoch"] for row in rows(path)] == ["1", "2"]
-    for path in PROJECT.glob("*.py"):
-        project = results.parent.parent
-        assert (results / "code" / path.name).read_bytes() == (project / path.name).read_bytes()
+
+
+def test_the_code_of_a_run_is_what_it_has_imported(results):
+    files = {path.name: path.read_bytes() for path in (results / "code").iterdir()}
+    assert set(files) == {"main.py", "dataset.py", "model.py", "plot.py"}
+    for name, source in files.items():
+        assert source == (results.parent.parent / name).read_bytes()
 
 
 def test_training_on_the_sample_reaches_a_sensible_accuracy(results):
@@ -84,10 +91,8 @@ def test_saved_weights_and_answers_are_those_that_were_tested(results, test_set,
     record = np.load(f"{path}.npz")
     with torch.no_grad():
         logits = model(test_set[:][0])
-        digits = model(dataset.normalize(torch.from_numpy(record["digit_images"])))
     assert np.allclose(record["logits"], logits, atol=1e-4)
-    assert np.allclose(record["digit_logits"], digits, atol=1e-4)
-    assert np.allclose(record["input_logits"], digits[0], atol=1e-4)
+    assert np.allclose(record["input_logits"], logits[0], atol=1e-4)
     assert np.array_equal(record["labels"], test_set.labels)
     wrong = logits.argmax(dim=1) != test_set.labels
     assert wrong.any() and np.array_equal(record["mistakes"], test_set.images[wrong])
@@ -159,11 +164,12 @@ def test_there_are_no_options(finished):
 
 def test_plot_rebuilds_all_that_a_run_made(finished, results):
     made = {path: path.read_bytes() for path in (*results.glob("*.png"), results / "summary.md")}
+    del made[results / "my_digits.png"]  # which the models have drawn
     for path in made:
         path.unlink()
     process = run(finished[0], "plot.py", "1")
     assert process.returncode == 0, process.stderr
-    assert {path: path.read_bytes() for path in (*results.glob("*.png"), results / "summary.md")} == made
+    assert {path: path.read_bytes() for path in made} == made
 
 
 def test_readme_snippets_work_when_pasted_after_a_run(finished):
@@ -204,24 +210,29 @@ def test_from_another_folder_all_is_the_same(tmp_path):
 
 @pytest.fixture
 def small_run(monkeypatch, tmp_path, train_set, test_set):
-    """Make main.main() train CustomMLP for an epoch on two small tars, and return the folder of
+    """Let a run in this process train CustomMLP for an epoch on two small tars. Return the folder of
     the tars and of results/."""
-    monkeypatch.setattr(main, "EXPERIMENTS", [Experiment("CustomMLP", CustomMLP, 0.01, epochs=1)])
-    monkeypatch.setattr(main, "WORKERS", 1)
-    monkeypatch.setattr(main, "DATA_DIR", tmp_path)
-    monkeypatch.setattr(main, "RESULTS_DIR", str(tmp_path / "results"))
-    monkeypatch.setattr(main, "DIGITS_DIR", str(tmp_path / "digits"))
-    dataset.write_tar(tmp_path / "train.tar", train_set.images[:96], train_set.labels[:96])
+    settings = {
+        "EXPERIMENTS": [make_row("CustomMLP", CustomMLP)],
+        "SEEDS": (0,),
+        "VALIDATION_IMAGES": 0,
+        "WORKERS": 1,
+        "BASELINE": "LeNet5",
+        "DATA_DIR": tmp_path,
+        "DIGITS_DIR": tmp_path / "digits",
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(main, name, value)
+    monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
+    dataset.write_tar(tmp_path / "train.tar", train_set.images[:160], train_set.labels[:160])
     dataset.write_tar(tmp_path / "test.tar", test_set.images[:30], test_set.labels[:30])
     return tmp_path
 
 
 BAD_SETTINGS = [
-    ("EPOCHS", 1.5),
     *(("SEEDS", value) for value in ((), (0, 0), (-1,), (2**64,))),
     *(("VALIDATION_IMAGES", value) for value in (-1, 10**6)),
     ("WORKERS", 0),
-    *(("DEVICE", value) for value in ("abacus", "cuda:99")),
     *(("EXPERIMENTS", value) for value in ([], [{}])),
 ]
 
@@ -229,12 +240,9 @@ BAD_SETTINGS = [
 @pytest.mark.parametrize("name, value", BAD_SETTINGS)
 def test_bad_settings_end_in_one_line_before_anything_is_trained(monkeypatch, small_run, capsys, name, value):
     monkeypatch.setattr(main, name, value)
-    if name in ("EPOCHS", "DEVICE"):  # which the rows take when main.py is loaded
-        row = Experiment("CustomMLP", CustomMLP, 0.01, **{name.lower(): value})
-        monkeypatch.setattr(main, "EXPERIMENTS", [row])
-    assert main.main() == 2
+    assert main.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "main.py" in line or name in line
+    assert name in line
     assert not (small_run / "results").exists()
 
 
@@ -267,14 +275,6 @@ class Returning(CustomMLP):
         return self.function(super().forward(images))
 
 
-class FaultInModelPy(RegularizedLeNet5):
-    """A model whose fault shows in a line of model.py."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(7)
-
-
 class Careless(torch.optim.Optimizer):
     """An optimizer of one's own that does not call super().__init__()."""
 
@@ -282,9 +282,9 @@ class Careless(torch.optim.Optimizer):
         self.param_groups = [{"params": list(parameters), "lr": lr}]
 
 
-def row(model, learning_rate=0.01, options=None, **settings):
+def row(model, learning_rate=0.01, **settings):
     """A row of EXPERIMENTS that trains for an epoch."""
-    return Experiment("my model", model, learning_rate, options or {}, **{"epochs": 1, **settings})
+    return make_row("my model", model, learning_rate, **settings)
 
 
 def returning(function, **settings):
@@ -297,39 +297,51 @@ BAD_ROWS = {
     "12 outputs": (row(Tutorial, options={"outputs": 12}), "12"),
     "no batch": (returning(torch.squeeze), r"\(10,\)"),
     "a tuple": (returning(lambda logits: (logits, None)), "tuple"),
-    "missing import": (row(Tutorial, options={"break_it": True}), "'F'"),
-    "line of one's own code": (row(FaultInModelPy), r"model\.py, line \d+: x = .*self\.norm1"),
+    "missing import": (row(Tutorial, options={"break_it": True}), r"x = F\.relu\(x\)"),
     "an object for a class": (row(LeNet5()), r"LeNet5, not LeNet5\("),
     "a class for an object": (row(LeNet5, loss=nn.CrossEntropyLoss), r"loss=CrossEntropyLoss\("),
     "an optimizer without super().__init__()": (row(LeNet5, optimizer=Careless), "Careless"),
     "unknown option": (row(LeNet5, options={"dropout": 0.5}), "dropout"),
+    "unknown device": (row(LeNet5, device="abacus"), "abacus"),
     "exploding": (row(LeNet5, 1e30), "learning_rate"),
     "a transform that changes the shape": (row(LeNet5, transform=lambda batch: batch[:, :, 1:]), "27"),
     "a transform that changes the type": (row(LeNet5, transform=torch.Tensor.double), "float64"),
-    "loss of another shape": (row(LeNet5, loss=nn.MSELoss()), "MSE|size"),
-    "too large a batch": (row(LeNet5, batch_size=97), "97"),
-    "no epochs": (row(LeNet5, epochs=0), "0"),
+    "loss of another shape": (row(LeNet5, loss=nn.MSELoss()), "size"),
+    "too large a batch": (row(LeNet5, batch_size=161), "161"),
+    "no epochs": (row(LeNet5, epochs=0), "epochs=0"),
+    "half an epoch": (row(LeNet5, epochs=1.5), "epochs=1.5"),
 }
 
 
 @pytest.mark.parametrize("bad_row, reason", BAD_ROWS.values(), ids=BAD_ROWS)
-def test_rows_that_cannot_be_trained_are_named_in_one_line(monkeypatch, small_run, capsys, bad_row, reason):
-    monkeypatch.setattr(main, "EXPERIMENTS", [Experiment("good", CustomMLP, 0.01), bad_row])
-    assert main.main() == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "my model" in line and re.search(reason, line)
+def test_rows_that_cannot_be_trained_are_named(monkeypatch, small_run, capsys, bad_row, reason):
+    monkeypatch.setattr(main, "EXPERIMENTS", [make_row("good", CustomMLP), bad_row])
+    assert main.main([]) == 2
+    err = capsys.readouterr().err
+    line, _ = own_lines(err)
+    assert "EXPERIMENTS, row 'my model', seed 0" in line and re.search(reason, err)
+    # Python's traceback, without the lines of installed code
+    assert str(Path(torch.__file__).parent) not in err
     assert not (small_run / "results").exists()
 
 
-BAD_NAMES = ["a/b", "a\\b", "a:b", "a\0b", "a\nb", "\u20ac" * 100, "comparison", "Mistakes", "custommlp"]
+def test_all_bad_rows_are_named(monkeypatch, small_run, capsys):
+    bad_rows = [make_row("first", LeNet5, epochs=0), make_row("second", Tutorial, options={"width": 300})]
+    monkeypatch.setattr(main, "EXPERIMENTS", [bad_rows[0], make_row("good", CustomMLP), bad_rows[1]])
+    assert main.main([]) == 2
+    first, second, _ = own_lines(capsys.readouterr().err)
+    assert "'first'" in first and "'second'" in second
+
+
+BAD_NAMES = ["a/b", "a\\b", "a:b", "a\0b", "a\nb", "\u20ac" * 100, "comparison", "My_Digits", "custommlp"]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_names_that_are_no_file_names_or_taken_are_refused(monkeypatch, small_run, capsys, name):
-    monkeypatch.setattr(main, "EXPERIMENTS", [*main.EXPERIMENTS, Experiment(name, CustomMLP, 0.01)])
-    assert main.main() == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert repr(name) in line
+    monkeypatch.setattr(main, "EXPERIMENTS", [*main.EXPERIMENTS, make_row(name, CustomMLP)])
+    assert main.main([]) == 2
+    assert repr(name) in capsys.readouterr().err.splitlines()[0]
+    assert not (small_run / "results").exists()
 
 
 def hides_layers():
@@ -353,9 +365,8 @@ WARNED_ROWS = {
 
 def try_row(monkeypatch, train_set, test_set, row):
     """Do the dry run of a row and of a good one."""
-    monkeypatch.setattr(main, "EXPERIMENTS", [Experiment("good", LeNet5, 0.01), row])
-    with main.worker_pool(1, Images(train_set, test_set, {})) as pool:
-        main.try_experiments(pool)
+    monkeypatch.setattr(main, "WORKERS", 1)
+    main.try_experiments([make_row("good", LeNet5), row], Data(train_set, test_set), 0)
 
 
 @pytest.mark.parametrize("warned_row, reason", WARNED_ROWS.values(), ids=WARNED_ROWS)
@@ -382,79 +393,119 @@ def test_other_ends_of_a_model_are_not_taken_for_a_softmax(
 def test_what_is_odd_is_said_and_the_run_goes_on(monkeypatch, small_run, capsys, test_set):
     """No baseline, a model that learns nothing, a picture that is none."""
     constant = returning(lambda logits: 0 * logits)
-    monkeypatch.setattr(main, "EXPERIMENTS", [Experiment("good", LeNet5, 0.01, epochs=40), constant])
-    monkeypatch.setattr(main, "SEEDS", (7,))
     monkeypatch.setattr(main, "BASELINE", "AlexNet")
     (small_run / "digits").mkdir()
     (small_run / "digits" / "notes.txt").write_text("no picture", encoding="utf-8")
     paper(test_set.images[0].numpy()).save(small_run / "digits" / "seven.png")
-    assert main.main() == 0
+    assert main.run([make_row("good", LeNet5, epochs=40), constant], (7,)) == 0
     printed = capsys.readouterr()
     (warning,) = re.findall(".*learned nothing.*", printed.out)
     assert "my model" in warning and "7" in warning and "learning_rate" in warning
     assert "AlexNet" in printed.out
     (line,) = printed.err.splitlines()
     assert "notes.txt" in line
-    record = np.load(small_run / "results" / "1" / "good-seed7.npz")
-    assert record["digit_names"].tolist() == ["seven.png"]
+    assert "| seven.png" in printed.out
+    assert (small_run / "results" / "1" / "my_digits.png").stat().st_size > 10_000
 
 
 def test_bad_images_are_named_in_one_line(small_run, capsys):
     (small_run / "test.tar").unlink()
     dataset.write_tar(small_run / "test.tar", torch.zeros(2, 32, 32, dtype=torch.uint8), torch.tensor([3, 8]))
-    assert main.main() == 2
+    assert main.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(small_run / "test.tar") in line and "test/00000_3.png" in line
 
 
 def test_results_folder_that_cannot_be_made_is_named(monkeypatch, small_run, capsys):
     (small_run / "file").touch()
-    monkeypatch.setattr(main, "RESULTS_DIR", small_run / "file")
-    assert main.main() == 2
+    monkeypatch.setattr(plot, "RESULTS", small_run / "file")
+    assert main.main([]) == 2
     (line,) = own_lines(capsys.readouterr().err)
     assert str(small_run / "file") in line
+
+
+def test_a_module_that_was_edited_since_its_import_stops_the_next_run(monkeypatch, small_run):
+    """As in a notebook, whose kernel keeps what it has imported."""
+    folder = small_run / "models"
+    folder.mkdir()
+    path = folder / "wide.py"
+    path.write_text("from model import CustomMLP as Wide\n", encoding="utf-8")
+    monkeypatch.setattr(dataset, "PROJECT", small_run)
+    monkeypatch.syspath_prepend(small_run)
+    wide = importlib.import_module("models.wide")
+    assert main.run([make_row("wide", wide.Wide)], (0,)) == 0
+    assert (small_run / "results" / "1" / "code" / "models" / "wide.py").read_bytes() == path.read_bytes()
+    main.code_of_run()  # nothing has been edited
+    path.write_text("from model import LeNet5 as Wide\n", encoding="utf-8")
+    with pytest.raises(main.UserError, match=r"models/wide\.py"):
+        main.run([make_row("wide", wide.Wide)], (0,))
+    assert [path.name for path in (small_run / "results").iterdir()] == ["1"]
+    importlib.reload(wide)
+    assert main.code_of_run() == {"models/wide.py": path.read_bytes()}
 
 
 # Asking ---------------------------------------------------------------------------------------------
 
 
+ROWS = [make_row(model.__name__, model) for model in (LeNet5, CustomMLP, RegularizedLeNet5)]
+
+
 @pytest.fixture
 def asked(monkeypatch, finished, tmp_path):
-    """A copy of the finished run for `main.ask`, and the path of a picture."""
+    """The folder of a copy of the finished run, the newest one, and the path of a picture."""
     shutil.copytree(finished[0] / "results", tmp_path / "results")
-    monkeypatch.setattr(main, "RESULTS_DIR", str(tmp_path / "results"))
+    monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(main, "EXPERIMENTS", ROWS)
     return tmp_path / "results" / "1", str(finished[0] / "data" / "my_digits" / "0.png")
 
 
-def test_trained_models_are_asked_without_training_again(finished, results):
-    (finished[0] / "0_mine.png").write_bytes((finished[0] / "data" / "my_digits" / "0.png").read_bytes())
-    process = run(finished[0], "main.py", "0_mine.png", "data/my_digits/1.png")
-    assert process.returncode == 0, process.stderr
-    records = {name: np.load(results / f"{name}-seed0.npz") for name in NAMES}
-    logits = {name: record["digit_logits"] for name, record in records.items()}
-    digits = {"names": records["LeNet5"]["digit_names"], "images": records["LeNet5"]["digit_images"]}
-    for line in plot.digit_table(digits, logits)[2:]:  # the same answers as those of the run
-        for answer in line.split("|")[2:-1]:
-            assert answer.strip() in process.stdout
-    picture = finished[0] / "results" / "my_digits.png"
-    assert picture.stat().st_size > 10_000 and "my_digits.png" in process.stdout
+def test_a_run_answers_pictures_as_its_models_do(finished, results):
+    folder, process = finished
+    for index in range(2):
+        (line,) = re.findall(rf"^\| {index}\.png .*", process.stdout, re.MULTILINE)
+        cells = [cell.strip() for cell in line.split("|")[2:-1]]
+        image = dataset.read_digit(folder / "data" / "my_digits" / f"{index}.png")
+        for model_class, cell in zip((LeNet5, CustomMLP, RegularizedLeNet5), cells, strict=True):
+            model = model_class()
+            weights = torch.load(results / f"{model_class.__name__}-seed0.pt", weights_only=True)
+            model.load_state_dict(weights)
+            model.eval()
+            with torch.no_grad():
+                probabilities = model(dataset.normalize(image[None])).softmax(dim=1)[0]
+            digit = probabilities.argmax().item()
+            assert cell.startswith(f"{digit} (") and cell.endswith("right" if digit == index else "wrong")
+            percent = float(re.search(r"\((\d+\.\d+)%", cell)[1])
+            assert percent == pytest.approx(100 * probabilities.max().item(), abs=0.02)
+
+
+def test_trained_models_are_asked_without_training_again(finished):
+    folder, process = finished
+    asked = run(folder, "main.py", "data/my_digits/0.png", "data/my_digits/1.png")
+    assert asked.returncode == 0, asked.stderr
+    answers = re.findall(r"^\| \d\.png .*", process.stdout, re.MULTILINE)
+    assert len(answers) == 2 and all(line in asked.stdout for line in answers)
+    picture = folder / "results" / "my_digits.png"
+    assert picture.stat().st_size > 10_000 and "my_digits.png" in asked.stdout
     picture.unlink()
 
 
 def test_what_cannot_be_asked_is_named(monkeypatch, asked, capsys):
     _, digit = asked
-    swapped = [Experiment("LeNet5", CustomMLP, 0.01), Experiment("CustomMLP", CustomMLP, 0.01)]
-    monkeypatch.setattr(main, "EXPERIMENTS", swapped)
-    assert main.ask([digit, "nowhere.png"]) == 1
+    monkeypatch.setattr(
+        main, "EXPERIMENTS", [make_row("LeNet5", CustomMLP), make_row("CustomMLP", CustomMLP)]
+    )
+    assert main.main([digit, "nowhere.png"]) == 1
     printed = capsys.readouterr()
     picture, row = own_lines(printed.err)
     assert "nowhere.png" in picture and "'LeNet5'" in row
     assert "CustomMLP" in printed.out and "| LeNet5" not in printed.out
-    with pytest.raises(main.UserError):
-        main.ask(["nowhere.png"])
-    monkeypatch.setattr(main, "RESULTS_DIR", "no such folder")
-    with pytest.raises(main.UserError, match="no such folder"):
-        main.ask([digit])
+    assert main.main(["nowhere.png"]) == 1
+    (picture,) = own_lines(capsys.readouterr().err)
+    assert "nowhere.png" in picture
+    monkeypatch.setattr(plot, "RESULTS", Path("no such folder"))
+    assert main.main([digit]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no such folder" in line
 
 
 def forget(folder):
@@ -476,8 +527,9 @@ def break_weights(folder):
 
 @pytest.mark.parametrize("damage", [forget, cut_weights, break_weights])
 def test_a_model_that_cannot_answer_is_named_and_the_others_answer(asked, capsys, damage):
-    damage(asked[0])
-    assert main.ask([asked[1]]) == 1
+    folder, digit = asked
+    damage(folder)
+    assert main.main([digit]) == 1
     printed = capsys.readouterr()
     (line,) = own_lines(printed.err)
     assert "'CustomMLP'" in line
@@ -492,18 +544,20 @@ class Edited(LeNet5):
         self.activation = nn.Tanh()
 
 
-def test_a_model_that_was_edited_since_is_named(monkeypatch, asked, capsys):
-    experiments = [replace(main.EXPERIMENTS[0], model=Edited), main.EXPERIMENTS[1]]
-    monkeypatch.setattr(main, "EXPERIMENTS", experiments)
-    assert main.ask([asked[1]]) == 1
+def test_a_model_that_was_edited_since_is_named(asked, capsys):
+    folder, digit = asked
+    rows = [replace(ROWS[0], model=Edited), ROWS[1]]
+    assert not main.ask([digit], rows, folder, folder / "my_digits.png")
     (line,) = own_lines(capsys.readouterr().err)
     assert "'LeNet5'" in line
 
 
-def test_a_damaged_file_of_the_run_that_is_asked_is_named(asked):
-    (asked[0] / "LeNet5-seed0.npz").write_text("a, (\n1\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"LeNet5-seed0\.npz"):
-        main.ask([asked[1]])
+def test_a_damaged_file_of_the_run_that_is_asked_is_named(asked, capsys):
+    folder, digit = asked
+    (folder / "LeNet5-seed0.npz").write_text("a, (\n1\n", encoding="utf-8")
+    assert main.main([digit]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "LeNet5-seed0.npz" in line
 
 
 # One training ---------------------------------------------------------------------------------------
@@ -511,8 +565,7 @@ def test_a_damaged_file_of_the_run_that_is_asked_is_named(asked):
 
 def train_here(experiment, train_set, test_set, folder, seed=0):
     """Train in this process. Return the rows of the CSV."""
-    main.shared.update(experiments={"it": experiment}, images=Images(train_set, test_set, {}))
-    assert main.run_job(main.run_training, "it", seed, folder) is None
+    assert main.run_job(main.run_training, experiment, Data(train_set, test_set), seed, folder)
     path = folder / f"{experiment.name}-seed{seed}.csv"
     found = rows(path)
     path.unlink()
@@ -653,7 +706,7 @@ def noisy(images):
 
 def test_same_seed_same_figures_to_the_last_digit(tmp_path, train_set, test_set):
     # whatever a training has drawn, counted or changed before must not matter
-    experiment = Experiment(
+    experiment = make_row(
         "A",
         RegularizedLeNet5,
         torch.tensor(0.05),  # which the schedule changes in place
@@ -694,18 +747,17 @@ def test_finished_epochs_are_on_disk_at_once(tmp_path, train_set, test_set):
 
 
 def test_runs_get_the_next_number(monkeypatch, tmp_path):
-    monkeypatch.setattr(main, "RESULTS_DIR", str(tmp_path))
-    monkeypatch.setattr(main, "EXPERIMENTS", [])
+    monkeypatch.setattr(plot, "RESULTS", tmp_path)
     (tmp_path / "notes").mkdir()
     for number in ("1", "2", "12"):
-        assert main.start_run({}, {}, {}) == tmp_path / number
+        assert main.start_run({}, {}, {}, (0,)) == tmp_path / number
         if number == "2":
             (tmp_path / "11").mkdir()
 
 
 OPTIMIZERS = [
-    ({}, {"momentum": 0.9, "weight_decay": 0, "nesterov": False}),
-    ({"optimizer_options": {"weight_decay": 0.1}}, {"momentum": 0.9, "weight_decay": 0.1}),
+    ({}, {"momentum": main.MOMENTUM, "weight_decay": 0, "nesterov": False}),
+    ({"optimizer_options": {"weight_decay": 0.1}}, {"momentum": main.MOMENTUM, "weight_decay": 0.1}),
     ({"optimizer": torch.optim.SGD}, {"momentum": 0}),
     ({"optimizer": torch.optim.AdamW}, {"weight_decay": 0.01, "betas": (0.9, 0.999)}),
 ]
@@ -713,7 +765,8 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize("settings, expected", OPTIMIZERS)
 def test_the_optimizer_gets_what_the_row_states_and_nothing_else(train_set, settings, expected):
-    _, _, optimizer, _ = main.build(row(LeNet5, **settings), train_set)
+    experiment = Experiment("my model", LeNet5, 0.01, epochs=1, batch_size=32, device="cpu", **settings)
+    _, _, optimizer, _ = main.build(experiment, train_set)
     (group,) = optimizer.param_groups
     assert {name: group[name] for name in expected} == expected
 
@@ -772,7 +825,7 @@ def compiled():
 
 def test_layers_are_listed_where_they_are_used(test_set):
     model = Residual()
-    record = main.layer_outputs(model, Images(None, test_set, {}), "cpu")
+    record = main.layer_outputs(model, test_set.images[:1], "cpu")
     layers = zip(record["layer_names"], record["layer_kinds"], record["layer_parameters"])
     assert list(layers) == [
         ("first", "Conv2d", 40),
@@ -792,11 +845,9 @@ def test_layers_are_listed_where_they_are_used(test_set):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_models_of_ones_own_run_to_the_end(monkeypatch, small_run, capsys):
+def test_models_of_ones_own_run_to_the_end(small_run, capsys):
     names = {"residual": Residual, "recurrent": Rows, "compiled": compiled}
-    experiments = [Experiment(name, model, 0.01, epochs=1) for name, model in names.items()]
-    monkeypatch.setattr(main, "EXPERIMENTS", experiments)
-    assert main.main() == 0
+    assert main.run([make_row(name, model) for name, model in names.items()], (0,)) == 0
     assert own_lines(capsys.readouterr().err) == []
     folder = small_run / "results" / "1"
     kinds = {name: np.load(folder / f"{name}-seed0.npz")["layer_kinds"].tolist() for name in names}
@@ -807,5 +858,5 @@ def test_models_of_ones_own_run_to_the_end(monkeypatch, small_run, capsys):
 def test_any_standard_output_will_do(monkeypatch, small_run):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     plot.prepare_output()
-    assert main.main() == 0
+    assert main.main([]) == 0
     assert "CustomMLP" in sys.stdout.getvalue()

@@ -19,9 +19,9 @@ from torch import nn
 import dataset
 import main
 import plot
+from helpers import make_row
 from helpers import rows as csv_rows
 from helpers import run as run_script
-from main import Experiment
 from model import CustomMLP, LeNet5
 
 EPOCHS = 3
@@ -33,9 +33,9 @@ CODE = {
 
 def train(name, model, seed, folder, train_set, test_set):
     """Return the rows of the CSV and the record that a training on few images leaves."""
-    experiment = Experiment(name, model, 0.003, optimizer=torch.optim.Adam, epochs=EPOCHS)
-    images = main.Images(train_set.subset(slice(500)), test_set.subset(slice(300)), {})
-    main.run_training(experiment, images, seed, folder, quiet=True)
+    row = make_row(name, model, 0.003, optimizer=torch.optim.Adam, epochs=EPOCHS)
+    data = main.Data(train_set.subset(slice(500)), test_set.subset(slice(300)))
+    main.run_training(row, data, seed, folder, quiet=True)
     path = folder / f"{name}-seed{seed}"
     rows = [[float(value) for value in row.values()] for row in csv_rows(f"{path}.csv")]
     with np.load(f"{path}.npz") as record:
