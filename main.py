@@ -265,8 +265,6 @@ def run_training(experiment, data, seed, folder, quiet=False):
             print(f"{line}\n", end="", flush=True)  # one write, so that lines of several processes stay whole
     with dataset.whole_file(f"{path}.npz") as file:
         np.savez(file, learning_rates=learning_rates, **record_of(model, experiment, data))
-    if not quiet:
-        print_finished(experiment, seed, folder)
 
 
 def set_seed(seed):
@@ -328,7 +326,7 @@ def run(experiments, seeds):
     jobs.sort(key=lambda job: facts[job[0].name]["seconds"], reverse=True)  # no long one is left for the end
     print_opening(about_data, facts, jobs, folder)
     try:
-        all_finished = run_jobs(run_training, jobs, meanwhile=partial(plot.draw_comparison, folder))
+        all_finished = run_jobs(train_and_report, jobs, meanwhile=partial(plot.draw_comparison, folder))
     finally:  # also after Ctrl-C; a second one must not cost the pictures
         with interrupts_held_back():
             all_drawn = plot.show_run(folder)
@@ -710,9 +708,10 @@ def print_opening(about_data, facts, jobs, folder):
     print(HEADINGS.format(kind=about_data["kind"]), flush=True)
 
 
-def print_finished(experiment, seed, folder):
-    """Print that a training has finished, how many of its run have, and how long the others will take: in
+def train_and_report(experiment, data, seed, folder):
+    """Do one training of a run. Then print how many have finished, and how long the others will take: in
     proportion to the seconds that the dry runs have found."""
+    run_training(experiment, data, seed, folder)
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     facts = settings["experiments"]
     finished = [path.stem.rpartition("-seed")[0] for path in folder.glob("*.npz")]
