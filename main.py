@@ -849,13 +849,14 @@ def ask(pictures, experiments, folder, drawing):
         print("error: there is no picture to ask about", file=sys.stderr)
         return False
     trained = plot.read_run(folder)
+    records = trained.records
     logits = {}
     for experiment in experiments:
         name = experiment.name
         try:
-            if name not in trained.records:
+            if name not in records:
                 raise UserError("it has no finished training there")
-            seed = next(iter(trained.records[name]))
+            seed = next(iter(records[name]))
             model, answers_again = load_model(experiment, folder / f"{name}-seed{seed}")
             if not answers_again:
                 raise UserError("the same weights give other answers")

@@ -53,7 +53,7 @@ class Run:
 
     @cached_property
     def records(self):
-        """{experiment: {seed: {name: array}}} of the trainings that have finished. Raises ValueError that
+        """{experiment: {seed: {name: array}}} of the trainings that have finished. Raises OSError that
         names a file that can't be read."""
         records = {}
         for name, seeds in self.stats.items():
@@ -95,7 +95,7 @@ def run_folders(results_dir):
 
 
 def read_run(folder):
-    """Return the Run in a folder. Trainings without a finished epoch are left out. Raises ValueError that
+    """Return the Run in a folder. Trainings without a finished epoch are left out. Raises OSError that
     names a file that can't be read."""
     folder = Path(folder).resolve()
     stats = {}
@@ -109,7 +109,7 @@ def read_run(folder):
                 if columns:
                     stats.setdefault(name, {})[seed] = columns
     except Exception as error:  # json and csv raise many kinds
-        raise ValueError(f"{path} can't be read: {error!r}") from error
+        raise OSError(f"{path} can't be read: {error!r}") from error
     return Run(folder, settings, stats, read_codes(folder))
 
 
@@ -121,7 +121,7 @@ def read_runs(folders):
     for folder in reversed(folders):
         try:
             runs.append(read_run(folder))
-        except ValueError:
+        except OSError:
             unreadable.append(folder.name)
     text = f"these can't be read, perhaps made by another version: {', '.join(unreadable)}"
     return runs, text if unreadable else ""
@@ -133,7 +133,7 @@ def read_record(path):
         with np.load(path) as arrays:
             return dict(arrays)
     except Exception as error:  # numpy and zipfile raise many kinds
-        raise ValueError(f"{path} can't be read: {error!r}") from error
+        raise OSError(f"{path} can't be read: {error!r}") from error
 
 
 def read_csv(path):
@@ -459,7 +459,7 @@ def run_before(run):
     try:
         before = read_run(run.folder.parent / chosen)
         before.records  # noqa: B018, which reads their files
-    except ValueError as error:
+    except OSError as error:
         print(f"warning: not compared: {error}", file=sys.stderr)
         return None
     return before
@@ -989,8 +989,8 @@ PICTURES = ("comparison", "edit", "fixed", "my_digits", *IMAGES)
 
 def show_run(folder):
     """Write summary.md and all pictures of a run into its folder. Print what was reached, what the edit did
-    and where the pictures are. Return whether all could be drawn. Raises ValueError that names a file that
-    can't be read, and OSError if summary.md or standard output can't be written."""
+    and where the pictures are. Return whether all could be drawn. Raises OSError that names a file that
+    can't be read, or if summary.md or standard output can't be written to."""
     run = read_run(folder)
     lines = summary(run)
     count = len(run.records) - 1  # of the gains
@@ -1042,7 +1042,7 @@ def pictures_of_edit(edit):
 
 def compare_runs(before_folder, after_folder):
     """Print what changed from one run to another and what that did, and draw it beside their folders. Return
-    whether it could be drawn. Raises ValueError that names a file that can't be read."""
+    whether it could be drawn. Raises OSError that names a file that can't be read."""
     edit = find_edit(read_run(before_folder), read_run(after_folder))
     print(*edit_lines(edit), *notes_on_changes(edit.after, len(edit.experiments)), "", sep="\n")
     all_drawn = True
@@ -1069,7 +1069,7 @@ def main(arguments):
             return 0 if show_run(folders[0]) else 1
         print(*list_of_runs(run_folders(RESULTS)), sep="\n")
         return 0
-    except (OSError, ValueError) as error:
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

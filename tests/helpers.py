@@ -26,6 +26,7 @@ SETTINGS = {
     "MOMENTUM": "0.9",
     "SEEDS": "(0,)",
     "DEVICE": '"cpu"',
+    "TRAINING_IMAGES": "None",
     "VALIDATION_IMAGES": "0",
     "WORKERS": "None",
     "AUGMENTATION": "Augmentation(rotation=8, shift=1.4, scaling=0.1, elastic=0.4)",
@@ -41,6 +42,7 @@ SETTINGS = {
         learning_rate=0.05,
         transform=AUGMENTATION,
         optimizer_options={"weight_decay": 2e-4},
+        update_bn=True,
     ),
 ]""",
 }
