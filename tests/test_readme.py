@@ -156,7 +156,8 @@ EXERCISES = {
 
 # Tries all rows of the main.py in each folder on a few batches.
 TRY_EXPERIMENTS = """
-import sys
+import sys, torch
+torch.set_num_threads(1)
 train_set = None
 for folder in sys.argv[1:]:
     sys.path.insert(0, folder)
