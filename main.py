@@ -375,8 +375,10 @@ def check_settings(experiments, seeds):
         raise UserError(f"main.py: {WORKERS = } must be None or a whole number, at least 1")
     if isinstance(seeds, int):
         raise UserError(f"main.py: SEEDS = {seeds} must be several seeds, or one as ({seeds},)")
-    if not experiments or not seeds:
-        raise UserError("main.py: EXPERIMENTS needs at least one row, and SEEDS at least one seed, as (0,)")
+    if not isinstance(experiments, list) or not experiments:
+        raise UserError("main.py: EXPERIMENTS must be a list of rows, at least one: [Experiment(...)]")
+    if not seeds:
+        raise UserError("main.py: SEEDS needs at least one seed, as (0,)")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"main.py: SEEDS = {seeds} holds a seed twice")
     for seed in seeds:
@@ -384,8 +386,10 @@ def check_settings(experiments, seeds):
             raise UserError(f"main.py: SEEDS = {seeds}: {seed!r} is no whole number from 0 to {2**32 - 1:,}")
     taken = set(plot.PICTURES)
     for experiment in experiments:
-        if not isinstance(experiment, Experiment):
-            raise UserError(f"main.py: a row of EXPERIMENTS must be an Experiment(...), not {experiment!r}")
+        if not isinstance(experiment, Experiment) or not isinstance(experiment.name, str):
+            raise UserError(
+                f"main.py: a row of EXPERIMENTS must be Experiment('name', ...), not {experiment!r}"
+            )
         row = row_of(experiment)
         for character in experiment.name:
             if character in '/\\:*?"<>|' or not character.isprintable():
@@ -514,6 +518,9 @@ def same_logits(logits, others):
 # Several trainings at the same time -----------------------------------------------------------------
 
 
+FAILED = 3  # exit code of a process after an error of its own; systems use 1 and negative numbers
+
+
 def run_jobs(function, jobs, meanwhile=None):
     """Call function(*job) for each job, several at the same time, each in a process of its own. With one
     worker, call it in this process, where a debugger works.
@@ -562,7 +569,7 @@ def run_jobs(function, jobs, meanwhile=None):
                     process.kill()
                     process.join()
     exit_codes = [process.exitcode for process in processes]
-    if any(exit_code not in (0, 1) for exit_code in exit_codes):
+    if any(exit_code not in (0, FAILED) for exit_code in exit_codes):
         reason = "a process was ended from outside, perhaps since memory ran out: try WORKERS = 1"
         print(f"error: {reason}", file=sys.stderr)
     return not any(exit_codes)
@@ -589,7 +596,7 @@ def check_can_be_copied(jobs):
 
 def work(numbers, function, jobs):
     """Do the jobs whose numbers come from a queue, in a process of its own, until None comes. The exit code
-    is 1 if one has failed."""
+    is FAILED if one has failed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -599,7 +606,7 @@ def work(numbers, function, jobs):
     while (number := numbers.get()) is not None:
         if not run_job(function, *jobs[number]):
             all_ended_well = False
-    sys.exit(0 if all_ended_well else 1)
+    sys.exit(0 if all_ended_well else FAILED)
 
 
 def end_with_parent():

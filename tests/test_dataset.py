@@ -31,7 +31,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 import dataset
 from dataset import MNIST, UserError
-from helpers import idx
+from helpers import idx, own_lines
 
 
 def png(image=None, **save_options):
@@ -648,12 +648,22 @@ def test_images_dark_on_light_are_a_warning_that_names_the_tar(tmp_path, train_s
     assert str(tmp_path / "test.tar") in warning and "255 - image" in warning
 
 
-def test_the_same_tars_have_the_same_checksum_in_any_folder(tmp_path, small_dir):
-    before = dataset.load_data(small_dir)[2]["checksum"]
+def test_images_that_are_almost_black_are_a_warning_that_names_the_tar(tmp_path, train_set, test_set, capsys):
+    dataset.write_tar(tmp_path / "train.tar", train_set.images[:50] // 255, train_set.labels)
+    dataset.write_tar(tmp_path / "test.tar", test_set.images[:50], test_set.labels)
+    dataset.load_data(tmp_path)
+    (warning,) = own_lines(capsys.readouterr().err)
+    assert str(tmp_path / "train.tar") in warning and "255 * image" in warning
+
+
+def test_the_same_images_have_the_same_checksum_in_any_folder(tmp_path, small_dir):
+    before = dataset.load_data(small_dir)[2]
     shutil.copytree(small_dir, tmp_path / "copy")
-    assert dataset.load_data(tmp_path / "copy")[2]["checksum"] == before
+    assert dataset.load_data(tmp_path / "copy")[2]["train_checksum"] == before["train_checksum"]
     make_tar(tmp_path / "copy" / "train.tar", sample_members(29))
-    assert dataset.load_data(tmp_path / "copy")[2]["checksum"] != before
+    after = dataset.load_data(tmp_path / "copy")[2]
+    assert after["train_checksum"] != before["train_checksum"]
+    assert after["eval_checksum"] == before["eval_checksum"]
 
 
 def test_a_tar_is_never_overwritten(tmp_path, test_set):
@@ -664,19 +674,37 @@ def test_a_tar_is_never_overwritten(tmp_path, test_set):
     assert (tmp_path / "some.tar").read_bytes() == before
 
 
-def test_held_out_images_are_the_last_training_images(small_dir, train_set):
-    few, held_out, data = dataset.load_data(small_dir, 10)
-    assert torch.equal(few.images, train_set.images[:20])
-    assert torch.equal(few.labels, train_set.labels[:20])
-    assert torch.equal(held_out.images, train_set.images[20:30])
-    assert torch.equal(held_out.labels, train_set.labels[20:30])
-    _, _, tested = dataset.load_data(small_dir)
-    assert (data["kind"], tested["kind"]) == ("validation", "test")
-    assert data["checksum"] != tested["checksum"]
-    for count in (30, -1):
-        with pytest.raises(UserError) as error:
-            dataset.load_data(small_dir, count)
-        assert str(count) in str(error.value)
+def test_training_and_held_out_images_are_a_fixed_random_choice_in_their_order(small_dir, train_set):
+    all_images, test_images, about = dataset.load_data(small_dir)
+    assert torch.equal(all_images.images, train_set.images[:30])
+    order = dataset.fixed_permutation(30)
+    assert sorted(order.tolist()) == list(range(30)) and torch.equal(order, dataset.fixed_permutation(30))
+    few, held_out, held_out_about = dataset.load_data(small_dir, training_images=12, validation_images=10)
+    for subset, numbers in ((few, order[:12]), (held_out, order[20:])):
+        assert torch.equal(subset.images, all_images.images[numbers.sort().values])
+        assert torch.equal(subset.labels, all_images.labels[numbers.sort().values])
+    assert (about["kind"], held_out_about["kind"]) == ("test", "validation")
+    assert held_out_about["eval_checksum"] != about["eval_checksum"]
+    few, same_images, few_about = dataset.load_data(small_dir, training_images=12)
+    assert torch.equal(same_images.images, test_images.images)
+    assert few_about["eval_checksum"] == about["eval_checksum"]
+    assert torch.equal(all_images.some(12).images, few.images)
+
+
+def test_a_choice_of_images_in_the_order_of_their_classes_holds_all_of_them(train_set):
+    order = train_set.labels.argsort()
+    some = train_set.subset(order).some(400)
+    assert some.labels.bincount(minlength=10).min() > 20
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"validation_images": 30}, {"validation_images": -1}, {"training_images": 0}, {"training_images": 31}],
+)
+def test_more_images_than_there_are_can_not_be_chosen(small_dir, settings):
+    ((name, count),) = settings.items()
+    with pytest.raises(UserError, match=f"{name.upper()} = {count} "):
+        dataset.load_data(small_dir, **settings)
 
 
 # The cache of a large tar
@@ -716,9 +744,8 @@ def assert_same_images(tar_path, train_set):
 
 
 def test_a_cache_is_read_and_holds_those_of_the_tar(tar_path, train_set):
-    checksum = MNIST(tar_path).checksum
     assert_same_images(tar_path, train_set)
-    assert MNIST(tar_path).checksum == checksum
+    assert_same_images(tar_path, train_set)
     # other images from the right source show that it is this file that is read
     with np.load(cache_of(tar_path)) as cache:
         arrays = {**cache, "images": 255 - cache["images"]}

@@ -140,7 +140,7 @@ def trained_here(tmp_path_factory):
     caller = {"__name__": "caller"}
     exec(CALLER, caller)
     folder = tmp_path_factory.mktemp("here")
-    train_set, test_set, _ = dataset.load_data(dataset.SAMPLE_DIR, int(FEW))
+    train_set, test_set, _ = dataset.load_data(dataset.SAMPLE_DIR, validation_images=int(FEW))
     for experiment in caller["EXPERIMENTS"]:
         if experiment.name != "compiled":
             assert main.run_job(main.run_training, experiment, main.Data(train_set, test_set), 0, folder)

@@ -237,7 +237,10 @@ BAD_SETTINGS = [
     *(("TRAINING_IMAGES", value) for value in (0, 10**6)),
     *(("VALIDATION_IMAGES", value) for value in (-1, 10**6)),
     ("WORKERS", 0),
-    *(("EXPERIMENTS", value) for value in ([], [{}])),
+    *(
+        ("EXPERIMENTS", value)
+        for value in ([], [{}], make_row("alone", LeNet5), [make_row(LeNet5, "swapped")])
+    ),
 ]
 
 
