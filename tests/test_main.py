@@ -7,6 +7,8 @@ import random
 import re
 import shutil
 import sys
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -373,12 +375,27 @@ def hides_layers():
     return model
 
 
+class Scaled(CustomMLP):
+    """A model whose logits depend on the other images of the batch."""
+
+    def forward(self, images):
+        return super().forward(images) * images[:, :, 13:15, 13:15].mean()
+
+
+def without_averages():
+    """A model whose batch norm keeps no averages."""
+    return nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(784, 10))
+
+
 WARNED_ROWS = {
     "softmax and cross-entropy": (returning(partial(torch.softmax, dim=1)), "applies a softmax"),
     "softmax and another loss": (
         returning(partial(torch.softmax, dim=1), loss=lambda outputs, labels: -outputs.mean()),
         "tables",
     ),
+    "softmax and NLLLoss": (returning(partial(torch.softmax, dim=1), loss=nn.NLLLoss()), "log_softmax"),
+    "batch norm without averages": (row(without_averages, learning_rate=0.1), "track_running_stats"),
+    "a look at the whole batch": (row(Scaled, learning_rate=0.1), "track_running_stats"),
     "dropout in evaluation": (returning(dropout), "dropout"),
     "layers in a list": (row(hides_layers), "ModuleList"),
 }
@@ -501,7 +518,8 @@ def test_a_run_answers_pictures_as_its_models_do(finished, results):
 
 def test_trained_models_are_asked_without_training_again(finished):
     folder, process = finished
-    asked = run(folder, "main.py", "data/my_digits/0.png", "data/my_digits/1.png")
+    (folder / "data" / "my_digits" / "Thumbs.db").write_bytes(b"of Windows")
+    asked = run(folder, "main.py", "--run", "1", "data/my_digits")
     assert asked.returncode == 0, asked.stderr
     answers = re.findall(r"^\| \d\.png .*", process.stdout, re.MULTILINE)
     assert len(answers) == 2 and all(line in asked.stdout for line in answers)
@@ -802,6 +820,134 @@ def test_each_group_of_parameters_keeps_its_own_learning_rate(train_set):
     assert first == pytest.approx(10 * second)
 
 
+class Temperature(nn.Module):
+    """A loss with a parameter that is learned, and a weight for each class."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("weight", torch.ones(10))
+
+    def forward(self, logits, labels):
+        return cross_entropy(self.scale * logits, labels, weight=self.weight)
+
+
+def test_parameters_of_a_loss_are_learned(train_set):
+    experiment = row(CustomMLP, loss=Temperature())
+    loader, model, optimizer, _ = main.build(experiment, train_set.subset(slice(320)))
+    main.train(model, loader, "cpu", experiment.loss, optimizer)
+    assert experiment.loss.scale != 1
+
+
+def test_an_optimizer_may_read_the_parameters_twice(train_set):
+    def two_groups(parameters, lr):
+        weights = [parameter for parameter in parameters if parameter.dim() > 1]
+        biases = [parameter for parameter in parameters if parameter.dim() == 1]
+        return torch.optim.SGD([{"params": weights}, {"params": biases}], lr=lr)
+
+    _, model, optimizer, _ = main.build(row(LeNet5, optimizer=two_groups), train_set)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+class Lookahead(torch.optim.Optimizer):
+    """An optimizer around another one, which does not call super().__init__() and so has no hooks."""
+
+    def __init__(self, parameters, lr):
+        self.inner = torch.optim.SGD(parameters, lr)
+        self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, {}
+
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+def test_an_optimizer_without_hooks_trains(tmp_path, train_set, test_set):
+    first, last = train_here(
+        row(LeNet5, 0.05, optimizer=Lookahead, epochs=2), train_set.subset(slice(500)), test_set, tmp_path
+    )
+    assert float(last["train_loss"]) < float(first["train_loss"])
+    assert float(first["learning_rate"]) > float(last["learning_rate"]) > 0
+
+
+def halved(optimizer, total_steps):
+    """A schedule of one's own: half the rate in the second half."""
+    return torch.optim.lr_scheduler.StepLR(optimizer, step_size=total_steps // 2, gamma=0.5)
+
+
+@pytest.mark.parametrize("schedule, rates", [(None, [0.02] * 20), (halved, [0.02] * 10 + [0.01] * 10)])
+def test_schedules_are_stepped_after_each_batch(tmp_path, train_set, test_set, schedule, rates):
+    train_here(row(LeNet5, 0.02, schedule=schedule), train_set.subset(slice(640)), test_set, tmp_path)
+    record = np.load(tmp_path / "my model-seed0.npz")
+    assert record["learning_rates"] == pytest.approx(rates)
+
+
+def test_averages_of_batch_norm_are_computed_again_only_where_a_row_asks_for_it(
+    tmp_path, train_set, test_set
+):
+    few = train_set.subset(slice(320))
+    off, on = (
+        train_here(row(RegularizedLeNet5, update_bn=update_bn), few, test_set, tmp_path)[0]
+        for update_bn in (False, True)
+    )
+    torch.manual_seed(0)  # what PyTorch alone does
+    loader, model, optimizer, scheduler = main.build(row(RegularizedLeNet5), few)
+    main.train(model, loader, "cpu", nn.CrossEntropyLoss(), optimizer, scheduler)
+    loss, _ = main.test(model, dataset.batches(test_set, 1000), "cpu", nn.CrossEntropyLoss())
+    assert float(off["eval_loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(on["eval_loss"]) != pytest.approx(loss, rel=1e-3)
+
+
+def test_training_accuracy_is_measured_like_test_accuracy(tmp_path, train_set, test_set):
+    few = train_set.subset(slice(320))
+    augmented = row(RegularizedLeNet5, transform=Augmentation(rotation=40, shift=4), options={"dropout": 0.5})
+    train_here(augmented, few, test_set, tmp_path)
+    model = RegularizedLeNet5()
+    model.load_state_dict(torch.load(tmp_path / "my model-seed0.pt", weights_only=True))
+    _, accuracy = main.test(model, dataset.batches(few, 1000), "cpu", nn.CrossEntropyLoss())
+    assert np.load(tmp_path / "my model-seed0.npz")["train_accuracy"] == pytest.approx(accuracy)
+
+
+class Held:
+    """Lets no file of a kind get its name, as a spreadsheet or a virus scanner does on Windows, so often."""
+
+    def __init__(self, monkeypatch, ending, times):
+        self.times, self.ending, self.replace = times, ending, Path.replace
+        monkeypatch.setattr(Path, "replace", lambda source, target: self.rename(source, target))
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+    def rename(self, source, target):
+        if str(target).endswith(self.ending) and self.times > 0:
+            self.times -= 1
+            raise PermissionError(13, "Access is denied", str(target))
+        return self.replace(source, target)
+
+
+TRIES = 21  # to rename a file, in two seconds
+
+
+@pytest.mark.parametrize(
+    "ending, times", [(".pt", TRIES - 1), (".csv", TRIES + 3)], ids=["weights", "figures"]
+)
+def test_a_file_that_is_held_costs_no_training(monkeypatch, tmp_path, train_set, test_set, ending, times):
+    Held(monkeypatch, ending, times)
+    found = train_here(row(CustomMLP, epochs=2), train_set.subset(slice(64)), test_set, tmp_path)
+    assert [line["epoch"] for line in found] == ["1", "2"]
+
+
+def test_figures_that_can_not_be_written_at_the_end_fail_the_training(
+    monkeypatch, tmp_path, train_set, test_set, capsys
+):
+    Held(monkeypatch, ".csv", 10**6)
+    data = Data(train_set.subset(slice(64)), test_set)
+    assert not main.run_job(main.run_training, row(CustomMLP, epochs=2), data, 0, tmp_path)
+    err = capsys.readouterr().err
+    assert "my model-seed0.csv" in own_lines(err)[-1] and "Traceback" not in err
+    assert torch.load(tmp_path / "my model-seed0.pt", weights_only=True)
+    assert not (tmp_path / "my model-seed0.npz").exists()
+
+
 # Layers ---------------------------------------------------------------------------------------------
 
 
@@ -874,6 +1020,29 @@ def test_models_of_ones_own_run_to_the_end(small_run, capsys):
     kinds = {name: np.load(folder / f"{name}-seed0.npz")["layer_kinds"].tolist() for name in names}
     assert kinds["recurrent"] == ["LSTM", "Linear"]
     assert kinds["compiled"][0] == "Conv2d" and kinds["compiled"][-1] == "Linear"
+
+
+def test_weights_that_see_the_pixels_are_kept_as_images(test_set):
+    model = CustomMLP()
+    record = main.layer_outputs(model, test_set.images[0], "cpu")
+    assert torch.equal(record["filters"].flatten(1), model.layers[1].weight)
+
+
+def test_a_run_in_a_thread_of_another_program_ends_well(monkeypatch, small_run):
+    monkeypatch.setattr(main, "WORKERS", 2)
+    found = []
+    rows = [make_row(name, CustomMLP) for name in "AB"]
+    thread = threading.Thread(target=lambda: found.append(main.run(rows, (0,))))
+    thread.start()
+    thread.join()
+    assert found == [0]
+
+
+def test_a_run_under_a_profiler_keeps_its_code(tmp_path):
+    folder = copy_project(tmp_path, EPOCHS="1", VALIDATION_IMAGES="3900", WORKERS="2")
+    process = run(folder, "-m", "cProfile", "-o", "profile", "main.py")
+    assert process.returncode == 0, process.stderr
+    assert (results_of(folder) / "code" / "main.py").read_bytes() == (folder / "main.py").read_bytes()
 
 
 def test_any_standard_output_will_do(monkeypatch, small_run):
