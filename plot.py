@@ -17,7 +17,7 @@ import textwrap
 import warnings
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -554,9 +554,9 @@ def first_change(run, runs):
 # Curves ---------------------------------------------------------------------------------------------
 
 
-# Okabe and Ito's palette: colour-blind people can tell these apart, too.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-MARKERS = ("o", "^", "s", "x", "v", "d")
+# Okabe and Ito's palette, which colour-blind people can tell apart, too, and two more instead of its yellow.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black", "#7A3E9D", "gray")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X")  # all of them can be hollow
 
 # Fonts for names in Chinese, Japanese and Korean, as Windows, macOS and Linux call theirs.
 FONTS = re.compile("CJK|Gothic|Hei|Song|Ming|PingFang|Hiragino|Nanum|Droid Sans Fallback")
@@ -596,29 +596,37 @@ def new_figure(width, height, title):
 
 
 def plot_experiment(run, name):
-    """Return a Figure with the four curves of one experiment and its learning rate."""
+    """Return a Figure with the four curves of one experiment and its learning rate, on one axis of epochs."""
     seeds = run.stats[name]
-    figure = new_figure(8.6, 5.6, f"{name}\n{run.title}")
-    panels = figure.subplot_mosaic([["loss", "accuracy"], ["rate", "rate"]], height_ratios=[4, 1])
-    for quantity in ("loss", "accuracy"):
+    figure = new_figure(8, 8.5, f"{name}\n{run.title}")
+    loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[4, 4, 1.5])
+    for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
         for part, color in zip(("train", "eval"), COLORS):
             column = f"{part}_{quantity}"
             label = f"{run.headings[column]} {cell(seeds, column)}"
-            draw_curve(panels[quantity], seeds, column, {"label": label, "color": color, "marker": "o"})
-        finish_axes(panels[quantity], quantity)
-        panels[quantity].legend(fontsize=8)
-    axes = panels["rate"]
-    if name in run.records:
-        seed, record = first_records(run)[name]
-        rates = record["learning_rates"]  # of each step
-        axes.plot(np.linspace(0, len(seeds[seed]["epoch"]), len(rates)), rates, color="gray", linewidth=1)
+            draw_curve(axes, seeds, column, {"label": label, "color": color, "marker": "o"})
+        finish_axes(axes, quantity)
+        # Above the axes it hides no curve.
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
+        axes.label_outer()
+    draw_rates(rate, run, name)
+    return figure
+
+
+def draw_rates(axes, run, name):
+    """Draw the learning rate of each step of an experiment. Without a record of them, draw that at the end of
+    each epoch."""
+    seeds = run.stats[name]
+    seed, record = first_records(run).get(name, (min(seeds), {}))
+    epochs = seeds[seed]["epoch"]
+    rates = record.get("learning_rates", [])
+    if len(rates) > 0:
+        axes.plot(np.linspace(0, len(epochs), len(rates)), rates, color="gray", linewidth=1)
     else:
-        for columns in seeds.values():  # at the end of each epoch
-            axes.plot(columns["epoch"], columns["learning_rate"], color="gray", marker=".", linewidth=1)
+        axes.plot(epochs, seeds[seed]["learning_rate"], color="gray", linewidth=1, marker=".")
     axes.set(xlabel="epoch", ylabel="learning rate")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    return figure
 
 
 def plot_comparison(run):
@@ -635,43 +643,56 @@ def plot_edit(edit):
 
 
 def plot_panels(run, title, names, before=None):
-    """Return a Figure with four panels: loss and accuracy, training and test, of the experiments with these
-    names, and what they were in the run before. The two panels of a quantity have the same scale."""
-    styles = line_styles(run.stats)
-    curves = []
+    """Return a Figure of the experiments with these names, and of what they were in the run before: loss and
+    accuracy, training and test, a closer look at the end, and a legend, the best first."""
+    names = sorted(names, key=lambda name: -values_of(run.stats[name], "eval_accuracy")[0].mean())
+    bottom = max(3, 0.25 * len(names))  # inches, for the legend
+    figure = new_figure(10, 6.8 + bottom + 0.2 * title.count("\n"), title)
+    panels = figure.subplot_mosaic(
+        [["train_loss", "eval_loss"], ["train_accuracy", "eval_accuracy"], ["end", "legend"]],
+        height_ratios=[3, 3, bottom],
+    )
+    legend = panels.pop("legend")
+    panels["train_loss"].sharey(panels["eval_loss"])
+    panels["train_accuracy"].sharey(panels["eval_accuracy"])
+    styles = line_styles(run.settings["experiments"])
+    entries = {}  # {text: lines}
     for name in names:
-        seeds = run.stats[name]
-        label = f"{name}  {cell(seeds, 'eval_accuracy')}"
+        versions = [(run.stats[name], styles[name])]
         if before is not None and name in before.stats:
-            old = before.stats[name]
-            old_label = f"{name}, run {before.folder.name}  {cell(old, 'eval_accuracy')}"
-            style = {"label": old_label, "linestyle": "--", "markerfacecolor": "white"}
-            curves.append((old, style | styles[name]))
-        curves.append((seeds, {"label": label} | styles[name]))
-    figure = new_figure(10, 7.5 + 0.2 * (len(curves) + title.count("\n")), title)
-    panels = figure.subplots(2, 2, sharex=True, sharey="row")
-    for axes, column in zip(panels.flat, ("train_loss", "eval_loss", "train_accuracy", "eval_accuracy")):
-        for seeds, style in curves:
-            draw_curve(axes, seeds, column, style)
-        axes.set_title(run.headings[column])
-        finish_axes(axes, column)
-        axes.label_outer()
-    lines = panels[0, 0].lines[: len(curves)]
-    figure.legend(handles=lines, loc="outside lower center", fontsize=9)
+            hollow = {"linestyle": "--", "markerfacecolor": "white"}
+            versions.insert(0, (before.stats[name], styles[name] | hollow))
+        for panel, axes in panels.items():
+            column = "eval_accuracy" if panel == "end" else panel
+            lines = [draw_curve(axes, seeds, column, style) for seeds, style in versions]
+        accuracies = " \u2192 ".join(cell(seeds, "eval_accuracy") for seeds, _ in versions)
+        entries[textwrap.fill(f"{accuracies}  {name}", 50)] = tuple(lines)
+    for column, heading in run.headings.items():
+        panels[column].set_title(heading)
+        finish_axes(panels[column], column)
+    look_closer(panels["end"], run.headings["eval_accuracy"])
+    heading = f"{run.headings['eval_accuracy']} at the end"
+    if before is not None:
+        heading += f", run {before.folder.name} (dashed) \u2192 run {run.folder.name}"
+    draw_legend(legend, heading, entries)
     return figure
 
 
-def line_styles(names):
-    """Return {name: color and marker}. If there are more names than colors, they get shades, in order."""
-    colors = COLORS
-    if len(names) > len(COLORS):
-        from matplotlib import colormaps
+def draw_legend(axes, heading, entries):
+    """Fill axes with a legend. entries: {text: the lines that stand before it}"""
+    from matplotlib.legend_handler import HandlerTuple
 
-        colors = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
-    styles = {}
-    for index, name in enumerate(names):
-        styles[name] = {"color": colors[index], "marker": MARKERS[index % len(MARKERS)]}
-    return styles
+    side_by_side = {tuple: HandlerTuple(ndivide=None)}
+    style = {"loc": "upper left", "fontsize": 9, "handlelength": 4, "frameon": False, "alignment": "left"}
+    legend = axes.legend(entries.values(), entries.keys(), title=heading, handler_map=side_by_side, **style)
+    legend.set_in_layout(False)  # a long name would press the panels together
+    axes.set_axis_off()
+
+
+def line_styles(names):
+    """Return {name: color and marker}, by the places of the names in the table."""
+    styles = zip(names, cycle(COLORS), cycle(MARKERS))
+    return {name: {"color": color, "marker": marker} for name, color, marker in styles}
 
 
 # Accuracies are drawn as errors in percent, 100 - accuracy, on a logarithmic scale, upside down and with
@@ -681,48 +702,66 @@ LEAST_ERROR = 0.01
 
 
 def draw_curve(axes, seeds, column, style):
-    """Draw the mean of the seeds as a line and their range as a band."""
+    """Draw the mean of the seeds as a line and their range as a band. Return the line."""
     # (epochs, seeds); an interrupted training lacks the later epochs.
     curves = (columns[column] for columns in seeds.values())
     values = np.array(list(zip_longest(*curves, fillvalue=np.nan)))
     if column.endswith("accuracy"):
         values = np.maximum(100 - 100 * values, LEAST_ERROR)
     epochs = range(1, len(values) + 1)
-    (line,) = axes.plot(epochs, np.nanmean(values, axis=1), markersize=3, linewidth=1.3, **style)
+    (line,) = axes.plot(epochs, np.nanmean(values, axis=1), markersize=4, linewidth=1.3, **style)
     if len(seeds) > 1:
         low = np.nanmin(values, axis=1)
         high = np.nanmax(values, axis=1)
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=1.5)
+    return line
+
+
+def look_closer(axes, heading):
+    """Finish axes of accuracies, and let them show only the later half of the epochs, and there what has at
+    most three times the least error: a model that guesses would press the good ones together."""
+    last = axes.dataLim.xmax
+    half = int(last / 2)
+    errors = np.concatenate([line.get_ydata()[half:] for line in axes.lines])
+    near = errors[errors <= 3 * max(errors.min(), 0.1)]
+    axes.set_ylim(0.9 * near.min(), 1.1 * near.max())
+    axes.set_title(f"{heading}: a closer look at the best")
+    finish_axes(axes, "eval_accuracy")
+    axes.set_xlim(left=half + 0.5)
 
 
 def finish_axes(axes, column):
     """Label and scale axes whose curves are drawn. If one is about as bad as guessing, add a dotted line."""
     from matplotlib.ticker import AutoLocator, LogLocator, MaxNLocator
 
+    last = axes.dataLim.xmax
     axes.set_xlabel("epoch")
-    axes.set_xlim(0.5, axes.dataLim.xmax + 0.5)
+    axes.set_xlim(0, 1.15 * last)  # an epoch's point is at its end; on the right there is room for a text
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_yscale("log")
-    locator = LogLocator(subs=(1, 2, 5))
-    low, high = sorted(axes.get_ylim())
-    if sum(low <= tick <= high for tick in locator.tick_values(low, high)) < 3:
-        locator = AutoLocator()
+    guessing = LOSS_OF_GUESSING if column.endswith("loss") else 90
+    if axes.dataLim.ymax > 0.8 * guessing:
+        axes.axhline(guessing, xmax=1 / 1.15, color="gray", linestyle=":", linewidth=1)
+        axes.text(1.01 * last, guessing, "guessing", va="center", fontsize=7, clip_on=True)
+    together = axes.get_shared_y_axes().get_siblings(axes)
+    positive = all(each.dataLim.ymin > 0 for each in together)  # a loss may be negative, such as NLLLoss
+    locator = AutoLocator()
+    if positive:
+        axes.set_yscale("log")
+        steps = LogLocator(subs=(1, 2, 5))
+        low, high = sorted(axes.get_ylim())
+        ticks = steps.tick_values(low, high)
+        if np.sum((low <= ticks) & (ticks <= high)) >= 3:
+            locator = steps
     axes.yaxis.set_major_locator(locator)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     if column.endswith("loss"):
-        guessing = LOSS_OF_GUESSING
-        axes.set_ylabel("loss per image, logarithmic")
+        axes.set_ylabel("loss per image, logarithmic" if positive else "loss per image")
         axes.yaxis.set_major_formatter("{x:g}")
     else:
-        guessing = 90
-        axes.set_ylabel("accuracy in %, logarithmic in the error")
+        axes.set_ylabel("accuracy in %, stretched towards 100")
         axes.yaxis.set_major_formatter(accuracy_label)
         axes.yaxis.set_inverted(True)
-    if max(max(line.get_ydata()) for line in axes.lines) > 0.8 * guessing:
-        axes.axhline(guessing, color="gray", linestyle=":", linewidth=1)
-        place = axes.get_yaxis_transform()  # x from 0, left, to 1, right
-        axes.text(0.99, guessing, "guessing", ha="right", va="bottom", fontsize=7, transform=place)
 
 
 def accuracy_label(error, position):
