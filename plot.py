@@ -785,13 +785,13 @@ def bare_panels(title, count, columns, width, height):
     return figure, panels[:count]
 
 
-def sheet(images, columns):
-    """Return images (N, H, W) as one image, in rows of `columns`, with a line between them."""
-    missing = -len(images) % columns
-    spaces = ((0, missing), (0, 1), (0, 1))
+def sheet(images, columns, room=1):
+    """Return images (N, H, W) as one image, in rows of `columns`, with room below each, in pixels."""
+    rows = max(1, math.ceil(len(images) / columns))
+    missing = rows * columns - len(images)
+    spaces = ((0, missing), (0, room), (0, 1))
     images = np.pad(images.astype(float), spaces, constant_values=np.nan)  # which is drawn white
-    rows = np.split(images, len(images) // columns)
-    return np.vstack([np.hstack(row) for row in rows])
+    return np.vstack([np.hstack(row) for row in np.split(images, rows)])
 
 
 def softmax(logits):
@@ -802,7 +802,8 @@ def softmax(logits):
 
 def confidence(probability):
     """Return a probability in percent, rounded down: 99.99% rather than 100%."""
-    return f"{min(math.floor(1e4 * probability), 9999) / 100:.2f}%"
+    hundredths = math.floor(round(1e4 * probability, 6))  # 1e4 * 0.57 is 5699.999999999999
+    return f"{min(hundredths, 9999) / 100:.2f}%"
 
 
 def plot_images(run):
@@ -810,90 +811,87 @@ def plot_images(run):
     of them."""
     sheets = {}
     for name, (_, record) in first_records(run).items():
-        originals = record["originals"]
-        sheets["as they are"] = sheet(originals, len(originals))
+        sheets["as they are"] = record["originals"], []
         if "versions" in record:
-            images = record["versions"].reshape(-1, 28, 28)
-            sheets[f"{name}: random versions of each"] = sheet(images, len(originals))
-    heights = [len(image) for image in sheets.values()]
-    figure = new_figure(7, 1.2 + sum(heights) / 32, f"Training images\n{run.data}")
-    panels = figure.subplots(len(sheets), 1, height_ratios=heights, squeeze=False).flatten()
-    for axes, (title, image) in zip(panels, sheets.items()):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-    return figure
+            sheets[f"{name}: random versions of each"] = record["versions"].reshape(-1, 28, 28), []
+    return plot_sheets(f"Training images\n{run.data}", sheets, columns=8)
 
 
 def plot_mistakes(run):
     """Return a Figure with the most confident mistakes of each experiment, at most MOST_MISTAKES."""
-    title = f"Mistakes, the most confident first: label \u2192 prediction\n{run.data}"
-    figure, panels = bare_panels(title, len(run.records), columns=1, width=9, height=2)
-    for axes, (name, (seed, record)) in zip(panels, first_records(run).items()):
-        predictions = record["logits"].argmax(axis=1)
-        wrong = np.flatnonzero(predictions != record["labels"])
-        order = most_confident(record, wrong)[:MOST_MISTAKES]
-        texts = [f"{record['labels'][index]} \u2192 {predictions[index]}" for index in order]
-        axes.set_title(f"{name}, seed {seed}: {len(wrong):,} mistakes", fontsize=9)
-        draw_images(axes, mistakes_at(record, order), texts, MOST_MISTAKES)
-    return figure
+    sheets = {}
+    for name, (seed, record) in first_records(run).items():
+        wrong = np.flatnonzero(scores(record, "eval_accuracy") == 0)
+        heading = f"{name}, seed {seed}: {len(wrong):,} mistakes"
+        sheets[heading] = most_confident(record, wrong, MOST_MISTAKES)
+    title = f"Mistakes, the most confident first: label \u2192 answer, its probability\n{run.data}"
+    return plot_sheets(title, sheets, room=20)
 
 
 def plot_fixed(edit):
     """Return a Figure of the images that experiments read rightly after an edit and not before, and the other
-    way round. The most confident mistakes come first."""
-    title = f"Fixed and broken: label (prediction before \u2192 after)\n{edit.after.data}"
-    names = [name for name in edit.experiments if name in edit.before.stats]
-    figure, panels = bare_panels(title, 2 * len(names), columns=1, width=9, height=1.2)
-    panels = iter(panels)
-    for name in names:
+    way round, with the wrong answers."""
+    sheets = {}
+    for name in edit.experiments:
+        if name not in edit.before.stats:
+            continue
         seed, new = first_records(edit.after)[name]
         old = edit.before.records[name][seed]
-        for kind, images, wrong in zip(("fixed", "broken"), fixed_and_broken(old, new), (old, new)):
-            order = most_confident(wrong, images)[:MOST_FIXED]
-            answers = [old["logits"].argmax(axis=1)[order], new["logits"].argmax(axis=1)[order]]
-            texts = [f"{label} ({a} \u2192 {b})" for label, a, b in zip(new["labels"][order], *answers)]
-            axes = next(panels)
-            axes.set_title(f"{name}, seed {seed}: {len(images):,} {kind}", fontsize=9)
-            draw_images(axes, mistakes_at(wrong, order), texts, MOST_FIXED)
+        for kind, images, record in zip(("fixed", "broken"), fixed_and_broken(old, new), (old, new)):
+            heading = f"{name}, seed {seed}: {len(images):,} {kind}"
+            sheets[heading] = most_confident(record, images, MOST_FIXED)
+    title = "Fixed and broken by the edit: label \u2192 wrong answer before or after it, its probability"
+    return plot_sheets(f"{title}\n{edit.after.data}", sheets, room=20)
+
+
+def most_confident(record, images, count):
+    """Return the most confident of some mistakes, given by the numbers of their images: images (N, 28, 28),
+    and for each its label, the answer and the answer's probability, as texts."""
+    probabilities = softmax(record["logits"])
+    answers = probabilities.argmax(axis=1)
+    order = images[np.argsort(-probabilities[images].max(axis=1), kind="stable")][:count]
+    texts = []
+    for index in order:
+        probability = confidence(probabilities[index].max())
+        texts.append(f"{record['labels'][index]} \u2192 {answers[index]}\n{probability}")
+    wrong = np.flatnonzero(answers != record["labels"])  # those whose images are recorded
+    return record["mistakes"][np.searchsorted(wrong, order)], texts
+
+
+def plot_sheets(title, sheets, columns=12, room=1):
+    """Return a Figure of images, one sheet below the other. sheets: {heading: (images (N, 28, 28), a list of
+    the texts below them)}; room: that of a text, in pixels of MNIST"""
+    most = max(len(images) for images, _ in sheets.values())
+    columns = min(columns, max(most, 1))
+    pictures = [sheet(images, columns, room) for images, _ in sheets.values()]
+    heights = list(map(len, pictures))
+    inches = 0.8 + 0.3 * len(sheets) + sum(heights) / 39  # of title, headings and pictures
+    figure = new_figure(max(6, 0.75 * columns), inches, title)
+    panels = figure.subplots(len(sheets), 1, height_ratios=heights, squeeze=False).flatten()
+    for axes, picture, (heading, (_, texts)) in zip(panels, pictures, sheets.items()):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(heading, fontsize=9)
+        axes.set_axis_off()
+        for index, text in enumerate(texts):
+            row, column = divmod(index, columns)
+            x = 14 + 29 * column
+            y = 30 + (28 + room) * row
+            axes.text(x, y, text, ha="center", va="top", fontsize=7, in_layout=False)
     return figure
 
 
-def most_confident(record, images):
-    """Return the numbers of some images in the order of the model's confidence, the highest first."""
-    confidences = softmax(record["logits"][images]).max(axis=1)
-    return images[np.argsort(-confidences, kind="stable")]
-
-
-def mistakes_at(record, images):
-    """Return images (N, 28, 28) by their numbers, all of which are mistakes of the record: only these are in
-    it."""
-    wrong = np.flatnonzero(record["logits"].argmax(axis=1) != record["labels"])
-    return record["mistakes"][np.searchsorted(wrong, images)]
-
-
-def draw_images(axes, images, texts, count):
-    """Draw images (N, 28, 28) in rows of twelve, each with a text below, with room for `count` of them."""
-    places = np.full((count, 42, 28), np.nan)  # which is drawn white
-    places[: len(images), :28] = images
-    axes.imshow(sheet(places, 12), cmap="gray", vmin=0, vmax=255)
-    for index, text in enumerate(texts):
-        row, column = divmod(index, 12)
-        style = {"ha": "center", "va": "center", "fontsize": 8, "in_layout": False}
-        axes.text(14 + 29 * column, 34 + 43 * row, text, **style)
-
-
 def plot_confusion(run):
-    """Return a Figure that counts the predictions for each label; only mistakes are coloured."""
-    title = f"Confusion matrices, numbers of images\n{run.data}"
-    figure, panels = bare_panels(title, len(run.records), columns=3, width=3.6, height=3.95)
-    most = 1
+    """Return a Figure that counts the predictions for each label, with the accuracy of each label on the
+    right. Only mistakes are coloured, in each model by its own scale."""
+    title = f"Confusion matrices: numbers of images, and the accuracy of each digit\n{run.data}"
+    figure, panels = bare_panels(title, len(run.records), columns=3, width=4, height=3.95)
     for axes, (name, (seed, record)) in zip(panels, first_records(run).items()):
         pairs = 10 * record["labels"] + record["logits"].argmax(axis=1)
         counts = np.bincount(pairs, minlength=100).reshape(10, 10)
-        mistakes = counts - np.diag(np.diag(counts))
-        most = max(most, mistakes.max())
-        axes.imshow(mistakes, cmap="Oranges")
+        right = np.diag(counts)
+        mistakes = counts - np.diag(right)
+        darkest = 1.5 * max(mistakes.max(), 1)  # dark text stays readable
+        axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
         style = {
             "ha": "center",
             "va": "center",
@@ -904,51 +902,61 @@ def plot_confusion(run):
         for label, prediction in np.argwhere(counts):
             weight = "bold" if label == prediction else "normal"
             axes.text(prediction, label, counts[label, prediction], weight=weight, **style)
-        axes.set(xticks=range(10), yticks=range(10), xlabel="prediction", ylabel="label")
+        for label in np.unique(record["labels"]):
+            axes.text(10.3, label, f"{right[label] / counts[label].sum():.1%}", **style)
+        axes.set(xlim=(-0.5, 11), xticks=range(10), yticks=range(10), xlabel="prediction", ylabel="label")
         axes.set_title(f"{name}, seed {seed}", fontsize=9)
-    for axes in panels:
-        axes.images[0].set_clim(0, 1.5 * most)  # one scale for all; dark text stays readable
     return figure
 
 
 def plot_layers(run):
     """Return a Figure of one digit on its way through each model: what comes out of its layers."""
-    title = f"One digit on its way through the layers\n{run.data}"
+    digit = f"of the first hundred {run.settings['kind']} images, the digit that it is least sure of"
+    colors = "blue is positive, red negative; where nothing is negative, black is 0"
+    title = f"The way through each model, {digit}\n{colors}\n{run.data}"
     figure, panels = bare_panels(title, len(run.records), columns=4, width=4, height=1)
     depth = 0
     for axes, (name, (_, record)) in zip(panels, first_records(run).items()):
         axes.set_title(name, fontsize=10)
-        bottom = draw_step(axes, "input", record["input"][None], top=15)
+        bottom = draw_step(axes, "input", record["input"][None], 15, most=255)
         if "filters" in record:
             filters = record["filters"]
             most = np.abs(filters).max()
-            style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
-            bottom = draw_step(axes, "filters, blue is positive, red negative", filters, bottom + 15, **style)
-        drawn = 0
-        for layer, kind, parameters, output in layers_of(record):
-            # Only layers with weights, but not batch norm. Those of one that is used twice count once.
-            if not parameters or "Norm" in kind or not 1 <= output.ndim <= 3:
-                continue
-            if drawn == MOST_LAYERS:
-                axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
-                break
-            bottom = draw_step(axes, layer, output, bottom + 15)
-            drawn += 1
+            bottom = draw_step(axes, "weights of the first layer", filters, bottom + 15, most)
+        layers = [layer for layer in layers_of(record) if 1 <= layer[-1].ndim <= 3]
+        if len(layers) > MOST_LAYERS:
+            axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
+        scales = strip_scales(layers)
+        for layer, kind, _, output in layers[:MOST_LAYERS]:
+            most = scales[kind] if output.ndim == 1 else np.abs(output).max()
+            bottom = draw_step(axes, f"{layer}, {kind}", output, bottom + 15, most)
         draw_probabilities(axes, softmax(record["input_logits"]), bottom + 15)
-        depth = max(depth, bottom + 45)
+        depth = max(depth, bottom + 55)
     for axes in panels:
         axes.set(xlim=(0, 8 * 29), ylim=(depth, 0))
-    figure.set_figheight(0.6 + math.ceil(len(panels) / 4) * (0.3 + depth / 60))
+    figure.set_figheight(0.8 + math.ceil(len(panels) / 4) * (0.3 + depth / 60))
     return figure
 
 
-def draw_step(axes, step, values, top, **style):
-    """Draw maps (C, H, W) in rows of eight, or numbers (N,) as a strip. Return the y at which the drawing
-    ends. The unit is a pixel of MNIST: a map of 28 x 28 and its gap take 29."""
+def strip_scales(layers):
+    """Return {kind of layer: the largest number in its strips}. On one scale, one sees where numbers fade."""
+    scales = {}
+    for _, kind, _, output in layers:
+        if output.ndim == 1:
+            scales[kind] = max(scales.get(kind, 0), np.abs(output).max())
+    return scales
+
+
+def draw_step(axes, step, values, top, most):
+    """Draw maps (C, H, W) in rows of eight, or numbers (N,) as a strip, on a scale up to `most`. Return the y
+    at which the drawing ends. The unit is a pixel of MNIST: a map of 28 x 28 and its gap take 29."""
     axes.text(0, top - 3, f"{step}: {shape_text(values)}", fontsize=8)
-    bottom = top + 15 * values.ndim
+    if values.min() < 0:
+        style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
+    else:
+        style = {"cmap": "gray", "vmin": 0, "vmax": most}
+    bottom = top + 10 * values.ndim
     if values.ndim == 3:
-        style = {"cmap": "gray"} | style
         bottom = top + 29 * math.ceil(min(len(values), MOST_MAPS) / 8)
         values = sheet(values[:MOST_MAPS], 8)
     axes.imshow(np.atleast_2d(values), extent=(0, 8 * 29, bottom, top), **style)
@@ -956,12 +964,15 @@ def draw_step(axes, step, values, top, **style):
 
 
 def draw_probabilities(axes, probabilities, top):
-    """Draw a bar for each digit."""
+    """Draw a bar for each digit, before a pale one for 100%."""
     axes.text(0, top - 3, "probabilities of the digits: 10", fontsize=8)
-    places = 11 + 23 * np.arange(10)
-    axes.bar(places, -15 * probabilities, bottom=top + 15, width=18, color=COLORS[0])
+    places = range(11, 240, 23)
+    style = {"bottom": top + 20, "width": 18}
+    axes.bar(places, -20, color="gainsboro", **style)
+    axes.bar(places, -20 * probabilities, color=COLORS[0], **style)
     for digit, place in enumerate(places):
-        axes.text(place, top + 24, digit, ha="center", fontsize=7)
+        text = f"{digit}\n{confidence(probabilities[digit])}"
+        axes.text(place, top + 22, text, ha="center", va="top", fontsize=7)
 
 
 def plot_digits(digits, logits):

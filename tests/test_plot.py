@@ -593,8 +593,38 @@ def test_mistakes_show_the_most_confident_first_each_above_its_label_and_answer(
     for number, text in enumerate(axes.texts, start=1):
         x, y = text.get_position()
         assert axes.images[0].get_array()[y - 10, x] == number  # the text stands below its image
-        label, answer = (int(digit) for digit in re.findall(r"\d", text.get_text()))
+        label, answer, *_ = (int(digit) for digit in re.findall(r"\d", text.get_text()))
         assert (label, answer) == ((number - 1) % 10, number % 10)
+        powers = np.exp(logits[number - 1].astype(float))
+        assert plot.confidence(powers.max() / powers.sum()) in text.get_text()
+
+
+def test_confidence_is_rounded_down():
+    texts = {0.57: "57.00%", 0.99999: "99.99%", 1 - 1e-12: "99.99%", 1: "99.99%", 0: "0.00%", 0.29: "29.00%"}
+    assert {probability: plot.confidence(probability) for probability in texts} == texts
+
+
+@pytest.mark.parametrize("fixed, broken", [(3, 1), (0, 2), (0, 0)])
+def test_fixed_and_broken_images_stand_above_the_wrong_answer(tmp_path, trained, fixed, broken):
+    rows, record = trained["LeNet5"][0]
+    labels = np.zeros(20, dtype=int)
+    images = np.arange(1, 21, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8)
+    runs = []
+    for number, answer, wrong in (("1", 4, range(fixed)), ("2", 7, range(10, 10 + broken))):
+        logits = np.eye(10)[np.where(np.isin(range(20), wrong), answer, 0)]
+        changed = record | {"labels": labels, "logits": logits, "mistakes": images[list(wrong)]}
+        loss = [[*row[:3], row[3] + int(number), *row[4:]] for row in rows]
+        runs.append(make_run(tmp_path / number, {"LeNet5": {0: (loss, changed)}}))
+    figure = plot.plot_fixed(edited(*runs))
+    figure.draw_without_rendering()
+    for axes, first, answer, count in zip(figure.axes, (1, 11), (4, 7), (fixed, broken)):
+        picture = axes.images[0].get_array()
+        assert len(axes.texts) == count and f" {count} " in axes.get_title()
+        assert picture.shape[1] == 29 * max(fixed, broken, 1)  # no place stays white in the longer row
+        for number, text in enumerate(axes.texts, start=first):
+            x, y = text.get_position()
+            assert picture[y - 10, x] == number
+            assert re.findall(r"\d", text.get_text())[:2] == ["0", str(answer)]
 
 
 def test_pictures_show_the_first_finished_seed(tmp_path, trained):
@@ -609,15 +639,20 @@ def test_confusion_counts_answers_and_colours_mistakes_only(folder, trained):
     for axes, name in zip(figure.axes, trained):
         record = trained[name][0][1]
         answers = record["logits"].argmax(axis=1)
-        counts = {text.get_position()[::-1]: int(text.get_text()) for text in axes.texts}
+        counts = {text.get_position()[::-1]: text.get_text() for text in axes.texts}
         colours = axes.images[0].get_array()
         for label in range(10):
             for answer in range(10):
                 count = ((record["labels"] == label) & (answers == answer)).sum()
-                assert counts.get((label, answer), 0) == count
+                assert int(counts.pop((label, answer), 0)) == count
                 assert colours[label, answer] == (0 if label == answer else count)
+        right = 100 * (record["labels"] == answers)
+        for (label, x), text in counts.items():  # on the right, what is left over
+            accuracy = right[record["labels"] == label].mean()
+            assert x > 9 and float(text[:-1]) == pytest.approx(accuracy, abs=0.1)
+        assert len(counts) == 10
         assert axes.get_ylabel() == "label" and axes.get_xlabel() == "prediction"
-    assert len({axes.images[0].get_clim() for axes in figure.axes}) == 1
+        assert colours.max() < axes.images[0].get_clim()[1] <= 2 * colours.max()  # whatever the others are
 
 
 def steps_of(axes):
@@ -626,22 +661,42 @@ def steps_of(axes):
     return [name for name, colon, _ in parts if colon]
 
 
-def test_layers_show_maps_strips_and_probabilities(folder, trained):
+def test_layers_show_all_layers_of_the_table_and_probabilities(folder, trained):
     lenet, mlp = shown(folder, "layers").axes
-    filters = "filters, blue is positive, red negative"
-    layers = ["conv1", "conv2", "fc1", "fc2", "fc3"]
-    assert steps_of(lenet) == ["input", filters, *layers, "probabilities of the digits"]
-    assert steps_of(mlp)[1:3] == ["layers.1", "layers.3"] and mlp.get_title() == "CustomMLP"
-    record = trained["LeNet5"][0][1]
-    most = np.abs(record["filters"]).max()
-    assert lenet.images[1].get_clim() == (-most, most)  # a weight of 0 is white
-    conv1 = lenet.images[2].get_array().compressed()
-    assert np.allclose(np.sort(conv1), np.sort(record["output_0"].ravel()))
-    index = list(record["layer_names"]).index("fc1")
-    assert np.allclose(lenet.images[4].get_array(), record[f"output_{index}"])
-    heights = np.array([bar.get_height() for bar in lenet.patches])
-    powers = np.exp(record["input_logits"])
-    assert heights / heights.sum() == pytest.approx(powers / powers.sum(), abs=1e-5)
+    for axes, name in ((lenet, "LeNet5"), (mlp, "CustomMLP")):
+        record = trained[name][0][1]
+        assert axes.get_title() == name
+        assert [step.partition(",")[0] for step in steps_of(axes)[2:-1]] == list(record["layer_names"])
+        for index, image in enumerate(axes.images[2:]):
+            shown_numbers = np.ma.compressed(image.get_array())
+            numbers = record[f"output_{index}"].ravel()
+            assert np.allclose(np.sort(shown_numbers), np.sort(numbers))
+        most = np.abs(record["filters"]).max()
+        assert axes.images[1].get_clim() == (-most, most)  # a weight of 0 is white
+        assert axes.images[1].get_array().count() == record["filters"].size
+        probabilities = np.exp(record["input_logits"]) / np.exp(record["input_logits"]).sum()
+        whole, heights = np.reshape([abs(bar.get_height()) for bar in axes.patches], (2, 10))
+        assert heights / whole == pytest.approx(probabilities, abs=1e-5)
+
+
+def half_dead():
+    """A model whose second ReLU puts out next to nothing, and whose third nothing."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.ReLU())
+    for scale, bias in ((1e-3, 0), (0, -1)):
+        layer = nn.Linear(20, 20)
+        layer.weight.data *= scale
+        layer.bias.data.fill_(bias)
+        model.extend([layer, nn.ReLU()])
+    return model.append(nn.Linear(20, 10))
+
+
+def test_strips_of_one_kind_have_one_scale_on_which_a_dead_layer_is_black(tmp_path, train_set, test_set):
+    training = train("A", half_dead, 0, tmp_path, train_set, test_set)
+    (axes,) = shown(make_run(tmp_path / "1", {"A": {0: training}}), "layers").axes
+    steps = zip(steps_of(axes), axes.images)
+    alive, faint, dead = [image for step, image in steps if step.endswith("ReLU")]
+    brightness = [image.to_rgba(image.get_array())[..., :3].max() for image in (alive, faint, dead)]
+    assert brightness[0] == 1 and brightness[1] < 0.5 and brightness[2] == 0
 
 
 def deep():
@@ -655,7 +710,7 @@ def test_a_deep_model_makes_no_picture_without_bound(tmp_path, train_set, test_s
     figure = shown(make_run(tmp_path / "1", {"Deep": {0: training}}), "layers")
     (axes,) = figure.axes
     steps = steps_of(axes)
-    assert steps[1:3] == ["1", "4"] and len(steps) == 1 + plot.MOST_LAYERS + 1
+    assert len(steps) == 3 + plot.MOST_LAYERS  # also the input, the weights and the probabilities
     assert "first 20" in axes.get_title() and figure.bbox.height < 3000
 
 
