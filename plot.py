@@ -972,7 +972,7 @@ def draw_probabilities(axes, probabilities, top):
     axes.bar(places, -20 * probabilities, color=COLORS[0], **style)
     for digit, place in enumerate(places):
         text = f"{digit}\n{confidence(probabilities[digit])}"
-        axes.text(place, top + 22, text, ha="center", va="top", fontsize=7)
+        axes.text(place, top + 22, text, ha="center", va="top", fontsize=6)
 
 
 def plot_digits(digits, logits):
