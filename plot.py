@@ -17,7 +17,7 @@ import textwrap
 import warnings
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -559,9 +559,9 @@ def first_change(run, runs):
 # Curves ---------------------------------------------------------------------------------------------
 
 
-# Okabe and Ito's palette: colour-blind people can tell these apart, too.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-MARKERS = ("o", "^", "s", "x", "v", "d")
+# Okabe and Ito's palette, which colour-blind people can tell apart, too, and two more instead of its yellow.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black", "#7A3E9D", "gray")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X")  # all of them can be hollow
 
 # Fonts for names in Chinese, Japanese and Korean, as Windows, macOS and Linux call theirs.
 FONTS = re.compile("CJK|Gothic|Hei|Song|Ming|PingFang|Hiragino|Nanum|Droid Sans Fallback")
@@ -601,29 +601,37 @@ def new_figure(width, height, title):
 
 
 def plot_experiment(run, name):
-    """Return a Figure with the four curves of one experiment and its learning rate."""
+    """Return a Figure with the four curves of one experiment and its learning rate, on one axis of epochs."""
     seeds = run.stats[name]
-    figure = new_figure(8.6, 5.6, f"{name}\n{run.title}")
-    panels = figure.subplot_mosaic([["loss", "accuracy"], ["rate", "rate"]], height_ratios=[4, 1])
-    for quantity in ("loss", "accuracy"):
+    figure = new_figure(8, 8.5, f"{name}\n{run.title}")
+    loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[4, 4, 1.5])
+    for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
         for part, color in zip(("train", "eval"), COLORS):
             column = f"{part}_{quantity}"
             label = f"{run.headings[column]} {cell(seeds, column)}"
-            draw_curve(panels[quantity], seeds, column, {"label": label, "color": color, "marker": "o"})
-        finish_axes(panels[quantity], quantity)
-        panels[quantity].legend(fontsize=8)
-    axes = panels["rate"]
-    if name in run.records:
-        seed, record = first_records(run)[name]
-        rates = record["learning_rates"]  # of each step
-        axes.plot(np.linspace(0, len(seeds[seed]["epoch"]), len(rates)), rates, color="gray", linewidth=1)
+            draw_curve(axes, seeds, column, {"label": label, "color": color, "marker": "o"})
+        finish_axes(axes, quantity)
+        # Above the axes it hides no curve.
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
+        axes.label_outer()
+    draw_rates(rate, run, name)
+    return figure
+
+
+def draw_rates(axes, run, name):
+    """Draw the learning rate of each step of an experiment. Without a record of them, draw that at the end of
+    each epoch."""
+    seeds = run.stats[name]
+    seed, record = first_records(run).get(name, (min(seeds), {}))
+    epochs = seeds[seed]["epoch"]
+    rates = record.get("learning_rates", [])
+    if len(rates) > 0:
+        axes.plot(np.linspace(0, len(epochs), len(rates)), rates, color="gray", linewidth=1)
     else:
-        for columns in seeds.values():  # at the end of each epoch
-            axes.plot(columns["epoch"], columns["learning_rate"], color="gray", marker=".", linewidth=1)
+        axes.plot(epochs, seeds[seed]["learning_rate"], color="gray", linewidth=1, marker=".")
     axes.set(xlabel="epoch", ylabel="learning rate")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    return figure
 
 
 def plot_comparison(run):
@@ -640,43 +648,56 @@ def plot_edit(edit):
 
 
 def plot_panels(run, title, names, before=None):
-    """Return a Figure with four panels: loss and accuracy, training and test, of the experiments with these
-    names, and what they were in the run before. The two panels of a quantity have the same scale."""
-    styles = line_styles(run.stats)
-    curves = []
+    """Return a Figure of the experiments with these names, and of what they were in the run before: loss and
+    accuracy, training and test, a closer look at the end, and a legend, the best first."""
+    names = sorted(names, key=lambda name: -values_of(run.stats[name], "eval_accuracy")[0].mean())
+    bottom = max(3, 0.25 * len(names))  # inches, for the legend
+    figure = new_figure(10, 6.8 + bottom + 0.2 * title.count("\n"), title)
+    panels = figure.subplot_mosaic(
+        [["train_loss", "eval_loss"], ["train_accuracy", "eval_accuracy"], ["end", "legend"]],
+        height_ratios=[3, 3, bottom],
+    )
+    legend = panels.pop("legend")
+    panels["train_loss"].sharey(panels["eval_loss"])
+    panels["train_accuracy"].sharey(panels["eval_accuracy"])
+    styles = line_styles(run.settings["experiments"])
+    entries = {}  # {text: lines}
     for name in names:
-        seeds = run.stats[name]
-        label = f"{name}  {cell(seeds, 'eval_accuracy')}"
+        versions = [(run.stats[name], styles[name])]
         if before is not None and name in before.stats:
-            old = before.stats[name]
-            old_label = f"{name}, run {before.folder.name}  {cell(old, 'eval_accuracy')}"
-            style = {"label": old_label, "linestyle": "--", "markerfacecolor": "white"}
-            curves.append((old, style | styles[name]))
-        curves.append((seeds, {"label": label} | styles[name]))
-    figure = new_figure(10, 7.5 + 0.2 * (len(curves) + title.count("\n")), title)
-    panels = figure.subplots(2, 2, sharex=True, sharey="row")
-    for axes, column in zip(panels.flat, ("train_loss", "eval_loss", "train_accuracy", "eval_accuracy")):
-        for seeds, style in curves:
-            draw_curve(axes, seeds, column, style)
-        axes.set_title(run.headings[column])
-        finish_axes(axes, column)
-        axes.label_outer()
-    lines = panels[0, 0].lines[: len(curves)]
-    figure.legend(handles=lines, loc="outside lower center", fontsize=9)
+            hollow = {"linestyle": "--", "markerfacecolor": "white"}
+            versions.insert(0, (before.stats[name], styles[name] | hollow))
+        for panel, axes in panels.items():
+            column = "eval_accuracy" if panel == "end" else panel
+            lines = [draw_curve(axes, seeds, column, style) for seeds, style in versions]
+        accuracies = " \u2192 ".join(cell(seeds, "eval_accuracy") for seeds, _ in versions)
+        entries[textwrap.fill(f"{accuracies}  {name}", 50)] = tuple(lines)
+    for column, heading in run.headings.items():
+        panels[column].set_title(heading)
+        finish_axes(panels[column], column)
+    look_closer(panels["end"], run.headings["eval_accuracy"])
+    heading = f"{run.headings['eval_accuracy']} at the end"
+    if before is not None:
+        heading += f", run {before.folder.name} (dashed) \u2192 run {run.folder.name}"
+    draw_legend(legend, heading, entries)
     return figure
 
 
-def line_styles(names):
-    """Return {name: color and marker}. If there are more names than colors, they get shades, in order."""
-    colors = COLORS
-    if len(names) > len(COLORS):
-        from matplotlib import colormaps
+def draw_legend(axes, heading, entries):
+    """Fill axes with a legend. entries: {text: the lines that stand before it}"""
+    from matplotlib.legend_handler import HandlerTuple
 
-        colors = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
-    styles = {}
-    for index, name in enumerate(names):
-        styles[name] = {"color": colors[index], "marker": MARKERS[index % len(MARKERS)]}
-    return styles
+    side_by_side = {tuple: HandlerTuple(ndivide=None)}
+    style = {"loc": "upper left", "fontsize": 9, "handlelength": 4, "frameon": False, "alignment": "left"}
+    legend = axes.legend(entries.values(), entries.keys(), title=heading, handler_map=side_by_side, **style)
+    legend.set_in_layout(False)  # a long name would press the panels together
+    axes.set_axis_off()
+
+
+def line_styles(names):
+    """Return {name: color and marker}, by the places of the names in the table."""
+    styles = zip(names, cycle(COLORS), cycle(MARKERS))
+    return {name: {"color": color, "marker": marker} for name, color, marker in styles}
 
 
 # Accuracies are drawn as errors in percent, 100 - accuracy, on a logarithmic scale, upside down and with
@@ -686,48 +707,66 @@ LEAST_ERROR = 0.01
 
 
 def draw_curve(axes, seeds, column, style):
-    """Draw the mean of the seeds as a line and their range as a band."""
+    """Draw the mean of the seeds as a line and their range as a band. Return the line."""
     # (epochs, seeds); an interrupted training lacks the later epochs.
     curves = (columns[column] for columns in seeds.values())
     values = np.array(list(zip_longest(*curves, fillvalue=np.nan)))
     if column.endswith("accuracy"):
         values = np.maximum(100 - 100 * values, LEAST_ERROR)
     epochs = range(1, len(values) + 1)
-    (line,) = axes.plot(epochs, np.nanmean(values, axis=1), markersize=3, linewidth=1.3, **style)
+    (line,) = axes.plot(epochs, np.nanmean(values, axis=1), markersize=4, linewidth=1.3, **style)
     if len(seeds) > 1:
         low = np.nanmin(values, axis=1)
         high = np.nanmax(values, axis=1)
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=1.5)
+    return line
+
+
+def look_closer(axes, heading):
+    """Finish axes of accuracies, and let them show only the later half of the epochs, and there what has at
+    most three times the least error: a model that guesses would press the good ones together."""
+    last = axes.dataLim.xmax
+    half = int(last / 2)
+    errors = np.concatenate([line.get_ydata()[half:] for line in axes.lines])
+    near = errors[errors <= 3 * max(errors.min(), 0.1)]
+    axes.set_ylim(0.9 * near.min(), 1.1 * near.max())
+    axes.set_title(f"{heading}: a closer look at the best")
+    finish_axes(axes, "eval_accuracy")
+    axes.set_xlim(left=half + 0.5)
 
 
 def finish_axes(axes, column):
     """Label and scale axes whose curves are drawn. If one is about as bad as guessing, add a dotted line."""
     from matplotlib.ticker import AutoLocator, LogLocator, MaxNLocator
 
+    last = axes.dataLim.xmax
     axes.set_xlabel("epoch")
-    axes.set_xlim(0.5, axes.dataLim.xmax + 0.5)
+    axes.set_xlim(0, 1.15 * last)  # an epoch's point is at its end; on the right there is room for a text
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_yscale("log")
-    locator = LogLocator(subs=(1, 2, 5))
-    low, high = sorted(axes.get_ylim())
-    if sum(low <= tick <= high for tick in locator.tick_values(low, high)) < 3:
-        locator = AutoLocator()
+    guessing = LOSS_OF_GUESSING if column.endswith("loss") else 90
+    if axes.dataLim.ymax > 0.8 * guessing:
+        axes.axhline(guessing, xmax=1 / 1.15, color="gray", linestyle=":", linewidth=1)
+        axes.text(1.01 * last, guessing, "guessing", va="center", fontsize=7, clip_on=True)
+    together = axes.get_shared_y_axes().get_siblings(axes)
+    positive = all(each.dataLim.ymin > 0 for each in together)  # a loss may be negative, such as NLLLoss
+    locator = AutoLocator()
+    if positive:
+        axes.set_yscale("log")
+        steps = LogLocator(subs=(1, 2, 5))
+        low, high = sorted(axes.get_ylim())
+        ticks = steps.tick_values(low, high)
+        if np.sum((low <= ticks) & (ticks <= high)) >= 3:
+            locator = steps
     axes.yaxis.set_major_locator(locator)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     if column.endswith("loss"):
-        guessing = LOSS_OF_GUESSING
-        axes.set_ylabel("loss per image, logarithmic")
+        axes.set_ylabel("loss per image, logarithmic" if positive else "loss per image")
         axes.yaxis.set_major_formatter("{x:g}")
     else:
-        guessing = 90
-        axes.set_ylabel("accuracy in %, logarithmic in the error")
+        axes.set_ylabel("accuracy in %, stretched towards 100")
         axes.yaxis.set_major_formatter(accuracy_label)
         axes.yaxis.set_inverted(True)
-    if max(max(line.get_ydata()) for line in axes.lines) > 0.8 * guessing:
-        axes.axhline(guessing, color="gray", linestyle=":", linewidth=1)
-        place = axes.get_yaxis_transform()  # x from 0, left, to 1, right
-        axes.text(0.99, guessing, "guessing", ha="right", va="bottom", fontsize=7, transform=place)
 
 
 def accuracy_label(error, position):
@@ -751,13 +790,13 @@ def bare_panels(title, count, columns, width, height):
     return figure, panels[:count]
 
 
-def sheet(images, columns):
-    """Return images (N, H, W) as one image, in rows of `columns`, with a line between them."""
-    missing = -len(images) % columns
-    spaces = ((0, missing), (0, 1), (0, 1))
+def sheet(images, columns, room=1):
+    """Return images (N, H, W) as one image, in rows of `columns`, with room below each, in pixels."""
+    rows = max(1, math.ceil(len(images) / columns))
+    missing = rows * columns - len(images)
+    spaces = ((0, missing), (0, room), (0, 1))
     images = np.pad(images.astype(float), spaces, constant_values=np.nan)  # which is drawn white
-    rows = np.split(images, len(images) // columns)
-    return np.vstack([np.hstack(row) for row in rows])
+    return np.vstack([np.hstack(row) for row in np.split(images, rows)])
 
 
 def softmax(logits):
@@ -768,7 +807,8 @@ def softmax(logits):
 
 def confidence(probability):
     """Return a probability in percent, rounded down: 99.99% rather than 100%."""
-    return f"{min(math.floor(1e4 * probability), 9999) / 100:.2f}%"
+    hundredths = math.floor(round(1e4 * probability, 6))  # 1e4 * 0.57 is 5699.999999999999
+    return f"{min(hundredths, 9999) / 100:.2f}%"
 
 
 def plot_images(run):
@@ -776,90 +816,87 @@ def plot_images(run):
     of them."""
     sheets = {}
     for name, (_, record) in first_records(run).items():
-        originals = record["originals"]
-        sheets["as they are"] = sheet(originals, len(originals))
+        sheets["as they are"] = record["originals"], []
         if "versions" in record:
-            images = record["versions"].reshape(-1, 28, 28)
-            sheets[f"{name}: random versions of each"] = sheet(images, len(originals))
-    heights = [len(image) for image in sheets.values()]
-    figure = new_figure(7, 1.2 + sum(heights) / 32, f"Training images\n{run.data}")
-    panels = figure.subplots(len(sheets), 1, height_ratios=heights, squeeze=False).flatten()
-    for axes, (title, image) in zip(panels, sheets.items()):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-    return figure
+            sheets[f"{name}: random versions of each"] = record["versions"].reshape(-1, 28, 28), []
+    return plot_sheets(f"Training images\n{run.data}", sheets, columns=8)
 
 
 def plot_mistakes(run):
     """Return a Figure with the most confident mistakes of each experiment, at most MOST_MISTAKES."""
-    title = f"Mistakes, the most confident first: label \u2192 prediction\n{run.data}"
-    figure, panels = bare_panels(title, len(run.records), columns=1, width=9, height=2)
-    for axes, (name, (seed, record)) in zip(panels, first_records(run).items()):
-        predictions = record["logits"].argmax(axis=1)
-        wrong = np.flatnonzero(predictions != record["labels"])
-        order = most_confident(record, wrong)[:MOST_MISTAKES]
-        texts = [f"{record['labels'][index]} \u2192 {predictions[index]}" for index in order]
-        axes.set_title(f"{name}, seed {seed}: {len(wrong):,} mistakes", fontsize=9)
-        draw_images(axes, mistakes_at(record, order), texts, MOST_MISTAKES)
-    return figure
+    sheets = {}
+    for name, (seed, record) in first_records(run).items():
+        wrong = np.flatnonzero(scores(record, "eval_accuracy") == 0)
+        heading = f"{name}, seed {seed}: {len(wrong):,} mistakes"
+        sheets[heading] = most_confident(record, wrong, MOST_MISTAKES)
+    title = f"Mistakes, the most confident first: label \u2192 answer, its probability\n{run.data}"
+    return plot_sheets(title, sheets, room=20)
 
 
 def plot_fixed(edit):
     """Return a Figure of the images that experiments read rightly after an edit and not before, and the other
-    way round. The most confident mistakes come first."""
-    title = f"Fixed and broken: label (prediction before \u2192 after)\n{edit.after.data}"
-    names = [name for name in edit.experiments if name in edit.before.stats]
-    figure, panels = bare_panels(title, 2 * len(names), columns=1, width=9, height=1.2)
-    panels = iter(panels)
-    for name in names:
+    way round, with the wrong answers."""
+    sheets = {}
+    for name in edit.experiments:
+        if name not in edit.before.stats:
+            continue
         seed, new = first_records(edit.after)[name]
         old = edit.before.records[name][seed]
-        for kind, images, wrong in zip(("fixed", "broken"), fixed_and_broken(old, new), (old, new)):
-            order = most_confident(wrong, images)[:MOST_FIXED]
-            answers = [old["logits"].argmax(axis=1)[order], new["logits"].argmax(axis=1)[order]]
-            texts = [f"{label} ({a} \u2192 {b})" for label, a, b in zip(new["labels"][order], *answers)]
-            axes = next(panels)
-            axes.set_title(f"{name}, seed {seed}: {len(images):,} {kind}", fontsize=9)
-            draw_images(axes, mistakes_at(wrong, order), texts, MOST_FIXED)
+        for kind, images, record in zip(("fixed", "broken"), fixed_and_broken(old, new), (old, new)):
+            heading = f"{name}, seed {seed}: {len(images):,} {kind}"
+            sheets[heading] = most_confident(record, images, MOST_FIXED)
+    title = "Fixed and broken by the edit: label \u2192 wrong answer before or after it, its probability"
+    return plot_sheets(f"{title}\n{edit.after.data}", sheets, room=20)
+
+
+def most_confident(record, images, count):
+    """Return the most confident of some mistakes, given by the numbers of their images: images (N, 28, 28),
+    and for each its label, the answer and the answer's probability, as texts."""
+    probabilities = softmax(record["logits"])
+    answers = probabilities.argmax(axis=1)
+    order = images[np.argsort(-probabilities[images].max(axis=1), kind="stable")][:count]
+    texts = []
+    for index in order:
+        probability = confidence(probabilities[index].max())
+        texts.append(f"{record['labels'][index]} \u2192 {answers[index]}\n{probability}")
+    wrong = np.flatnonzero(answers != record["labels"])  # those whose images are recorded
+    return record["mistakes"][np.searchsorted(wrong, order)], texts
+
+
+def plot_sheets(title, sheets, columns=12, room=1):
+    """Return a Figure of images, one sheet below the other. sheets: {heading: (images (N, 28, 28), a list of
+    the texts below them)}; room: that of a text, in pixels of MNIST"""
+    most = max(len(images) for images, _ in sheets.values())
+    columns = min(columns, max(most, 1))
+    pictures = [sheet(images, columns, room) for images, _ in sheets.values()]
+    heights = list(map(len, pictures))
+    inches = 0.8 + 0.3 * len(sheets) + sum(heights) / 39  # of title, headings and pictures
+    figure = new_figure(max(6, 0.75 * columns), inches, title)
+    panels = figure.subplots(len(sheets), 1, height_ratios=heights, squeeze=False).flatten()
+    for axes, picture, (heading, (_, texts)) in zip(panels, pictures, sheets.items()):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(heading, fontsize=9)
+        axes.set_axis_off()
+        for index, text in enumerate(texts):
+            row, column = divmod(index, columns)
+            x = 14 + 29 * column
+            y = 30 + (28 + room) * row
+            axes.text(x, y, text, ha="center", va="top", fontsize=7, in_layout=False)
     return figure
 
 
-def most_confident(record, images):
-    """Return the numbers of some images in the order of the model's confidence, the highest first."""
-    confidences = softmax(record["logits"][images]).max(axis=1)
-    return images[np.argsort(-confidences, kind="stable")]
-
-
-def mistakes_at(record, images):
-    """Return images (N, 28, 28) by their numbers, all of which are mistakes of the record: only these are in
-    it."""
-    wrong = np.flatnonzero(record["logits"].argmax(axis=1) != record["labels"])
-    return record["mistakes"][np.searchsorted(wrong, images)]
-
-
-def draw_images(axes, images, texts, count):
-    """Draw images (N, 28, 28) in rows of twelve, each with a text below, with room for `count` of them."""
-    places = np.full((count, 42, 28), np.nan)  # which is drawn white
-    places[: len(images), :28] = images
-    axes.imshow(sheet(places, 12), cmap="gray", vmin=0, vmax=255)
-    for index, text in enumerate(texts):
-        row, column = divmod(index, 12)
-        style = {"ha": "center", "va": "center", "fontsize": 8, "in_layout": False}
-        axes.text(14 + 29 * column, 34 + 43 * row, text, **style)
-
-
 def plot_confusion(run):
-    """Return a Figure that counts the predictions for each label; only mistakes are coloured."""
-    title = f"Confusion matrices, numbers of images\n{run.data}"
-    figure, panels = bare_panels(title, len(run.records), columns=3, width=3.6, height=3.95)
-    most = 1
+    """Return a Figure that counts the predictions for each label, with the accuracy of each label on the
+    right. Only mistakes are coloured, in each model by its own scale."""
+    title = f"Confusion matrices: numbers of images, and the accuracy of each digit\n{run.data}"
+    figure, panels = bare_panels(title, len(run.records), columns=3, width=4, height=3.95)
     for axes, (name, (seed, record)) in zip(panels, first_records(run).items()):
         pairs = 10 * record["labels"] + record["logits"].argmax(axis=1)
         counts = np.bincount(pairs, minlength=100).reshape(10, 10)
-        mistakes = counts - np.diag(np.diag(counts))
-        most = max(most, mistakes.max())
-        axes.imshow(mistakes, cmap="Oranges")
+        right = np.diag(counts)
+        mistakes = counts - np.diag(right)
+        darkest = 1.5 * max(mistakes.max(), 1)  # dark text stays readable
+        axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
         style = {
             "ha": "center",
             "va": "center",
@@ -870,51 +907,61 @@ def plot_confusion(run):
         for label, prediction in np.argwhere(counts):
             weight = "bold" if label == prediction else "normal"
             axes.text(prediction, label, counts[label, prediction], weight=weight, **style)
-        axes.set(xticks=range(10), yticks=range(10), xlabel="prediction", ylabel="label")
+        for label in np.unique(record["labels"]):
+            axes.text(10.3, label, f"{right[label] / counts[label].sum():.1%}", **style)
+        axes.set(xlim=(-0.5, 11), xticks=range(10), yticks=range(10), xlabel="prediction", ylabel="label")
         axes.set_title(f"{name}, seed {seed}", fontsize=9)
-    for axes in panels:
-        axes.images[0].set_clim(0, 1.5 * most)  # one scale for all; dark text stays readable
     return figure
 
 
 def plot_layers(run):
     """Return a Figure of one digit on its way through each model: what comes out of its layers."""
-    title = f"One digit on its way through the layers\n{run.data}"
+    digit = f"of the first hundred {run.settings['kind']} images, the digit that it is least sure of"
+    colors = "blue is positive, red negative; where nothing is negative, black is 0"
+    title = f"The way through each model, {digit}\n{colors}\n{run.data}"
     figure, panels = bare_panels(title, len(run.records), columns=4, width=4, height=1)
     depth = 0
     for axes, (name, (_, record)) in zip(panels, first_records(run).items()):
         axes.set_title(name, fontsize=10)
-        bottom = draw_step(axes, "input", record["input"][None], top=15)
+        bottom = draw_step(axes, "input", record["input"][None], 15, most=255)
         if "filters" in record:
             filters = record["filters"]
             most = np.abs(filters).max()
-            style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
-            bottom = draw_step(axes, "filters, blue is positive, red negative", filters, bottom + 15, **style)
-        drawn = 0
-        for layer, kind, parameters, output in layers_of(record):
-            # Only layers with weights, but not batch norm. Those of one that is used twice count once.
-            if not parameters or "Norm" in kind or not 1 <= output.ndim <= 3:
-                continue
-            if drawn == MOST_LAYERS:
-                axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
-                break
-            bottom = draw_step(axes, layer, output, bottom + 15)
-            drawn += 1
+            bottom = draw_step(axes, "weights of the first layer", filters, bottom + 15, most)
+        layers = [layer for layer in layers_of(record) if 1 <= layer[-1].ndim <= 3]
+        if len(layers) > MOST_LAYERS:
+            axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
+        scales = strip_scales(layers)
+        for layer, kind, _, output in layers[:MOST_LAYERS]:
+            most = scales[kind] if output.ndim == 1 else np.abs(output).max()
+            bottom = draw_step(axes, f"{layer}, {kind}", output, bottom + 15, most)
         draw_probabilities(axes, softmax(record["input_logits"]), bottom + 15)
-        depth = max(depth, bottom + 45)
+        depth = max(depth, bottom + 55)
     for axes in panels:
         axes.set(xlim=(0, 8 * 29), ylim=(depth, 0))
-    figure.set_figheight(0.6 + math.ceil(len(panels) / 4) * (0.3 + depth / 60))
+    figure.set_figheight(0.8 + math.ceil(len(panels) / 4) * (0.3 + depth / 60))
     return figure
 
 
-def draw_step(axes, step, values, top, **style):
-    """Draw maps (C, H, W) in rows of eight, or numbers (N,) as a strip. Return the y at which the drawing
-    ends. The unit is a pixel of MNIST: a map of 28 x 28 and its gap take 29."""
+def strip_scales(layers):
+    """Return {kind of layer: the largest number in its strips}. On one scale, one sees where numbers fade."""
+    scales = {}
+    for _, kind, _, output in layers:
+        if output.ndim == 1:
+            scales[kind] = max(scales.get(kind, 0), np.abs(output).max())
+    return scales
+
+
+def draw_step(axes, step, values, top, most):
+    """Draw maps (C, H, W) in rows of eight, or numbers (N,) as a strip, on a scale up to `most`. Return the y
+    at which the drawing ends. The unit is a pixel of MNIST: a map of 28 x 28 and its gap take 29."""
     axes.text(0, top - 3, f"{step}: {shape_text(values)}", fontsize=8)
-    bottom = top + 15 * values.ndim
+    if values.min() < 0:
+        style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
+    else:
+        style = {"cmap": "gray", "vmin": 0, "vmax": most}
+    bottom = top + 10 * values.ndim
     if values.ndim == 3:
-        style = {"cmap": "gray"} | style
         bottom = top + 29 * math.ceil(min(len(values), MOST_MAPS) / 8)
         values = sheet(values[:MOST_MAPS], 8)
     axes.imshow(np.atleast_2d(values), extent=(0, 8 * 29, bottom, top), **style)
@@ -922,12 +969,15 @@ def draw_step(axes, step, values, top, **style):
 
 
 def draw_probabilities(axes, probabilities, top):
-    """Draw a bar for each digit."""
+    """Draw a bar for each digit, before a pale one for 100%."""
     axes.text(0, top - 3, "probabilities of the digits: 10", fontsize=8)
-    places = 11 + 23 * np.arange(10)
-    axes.bar(places, -15 * probabilities, bottom=top + 15, width=18, color=COLORS[0])
+    places = range(11, 240, 23)
+    style = {"bottom": top + 20, "width": 18}
+    axes.bar(places, -20, color="gainsboro", **style)
+    axes.bar(places, -20 * probabilities, color=COLORS[0], **style)
     for digit, place in enumerate(places):
-        axes.text(place, top + 24, digit, ha="center", fontsize=7)
+        text = f"{digit}\n{confidence(probabilities[digit])}"
+        axes.text(place, top + 22, text, ha="center", va="top", fontsize=6)
 
 
 def plot_digits(digits, logits):
