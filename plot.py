@@ -27,6 +27,7 @@ LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally 
 MEASURES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
 COMPARED = ("description", "train_checksum", "eval_checksum", "seeds", "python", "torch", "numpy")  # settings
 COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
+SETTINGS = {*COMPARED, "date", "kind", "workers", "baseline", "compared_with", "experiments"}
 WIDTH = 100  # characters of a line
 COMMENT = re.compile(r"(^\s*|\s\s)#.*")
 
@@ -102,6 +103,8 @@ def read_run(folder):
     path = folder / "settings.json"  # what an error is about
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
+        if SETTINGS - settings.keys():
+            raise ValueError("made by another version of this program")
         for name in settings["experiments"]:
             for seed in settings["seeds"]:
                 path = folder / f"{name}-seed{seed}.csv"
@@ -828,37 +831,38 @@ def plot_mistakes(run):
     for name, (seed, record) in first_records(run).items():
         wrong = np.flatnonzero(scores(record, "eval_accuracy") == 0)
         heading = f"{name}, seed {seed}: {len(wrong):,} mistakes"
-        sheets[heading] = most_confident(record, wrong, MOST_MISTAKES)
+        sheets[heading] = most_confident(record, wrong, MOST_MISTAKES, "{label} \u2192 {answer}")
     title = f"Mistakes, the most confident first: label \u2192 answer, its probability\n{run.data}"
     return plot_sheets(title, sheets, room=20)
 
 
 def plot_fixed(edit):
     """Return a Figure of the images that experiments read rightly after an edit and not before, and the other
-    way round, with the wrong answers."""
+    way round."""
+    forms = {"fixed": "{label} ({answer} \u2192 {label})", "broken": "{label} ({label} \u2192 {answer})"}
     sheets = {}
     for name in edit.experiments:
         if name not in edit.before.stats:
             continue
         seed, new = first_records(edit.after)[name]
         old = edit.before.records[name][seed]
-        for kind, images, record in zip(("fixed", "broken"), fixed_and_broken(old, new), (old, new)):
+        for kind, images, record in zip(forms, fixed_and_broken(old, new), (old, new)):
             heading = f"{name}, seed {seed}: {len(images):,} {kind}"
-            sheets[heading] = most_confident(record, images, MOST_FIXED)
-    title = "Fixed and broken by the edit: label \u2192 wrong answer before or after it, its probability"
+            sheets[heading] = most_confident(record, images, MOST_FIXED, forms[kind])
+    title = "Fixed and broken by the edit: label (answer before \u2192 after), probability of the wrong one"
     return plot_sheets(f"{title}\n{edit.after.data}", sheets, room=20)
 
 
-def most_confident(record, images, count):
+def most_confident(record, images, count, form):
     """Return the most confident of some mistakes, given by the numbers of their images: images (N, 28, 28),
-    and for each its label, the answer and the answer's probability, as texts."""
+    and for each a text, which holds the label, the answer and the answer's probability."""
     probabilities = softmax(record["logits"])
     answers = probabilities.argmax(axis=1)
     order = images[np.argsort(-probabilities[images].max(axis=1), kind="stable")][:count]
     texts = []
     for index in order:
-        probability = confidence(probabilities[index].max())
-        texts.append(f"{record['labels'][index]} \u2192 {answers[index]}\n{probability}")
+        text = form.format(label=record["labels"][index], answer=answers[index])
+        texts.append(f"{text}\n{confidence(probabilities[index].max())}")
     wrong = np.flatnonzero(answers != record["labels"])  # those whose images are recorded
     return record["mistakes"][np.searchsorted(wrong, order)], texts
 
