@@ -336,6 +336,9 @@ def training_remarks(run):
             has_high_loss = columns["eval_loss"][-1] > 0.95 * LOSS_OF_GUESSING
             if has_high_loss and columns["eval_accuracy"][-1] < 0.2:
                 advice = "try another learning_rate or activation, and no softmax at the end"
+                train_accuracy = run.records[name][seed]["train_accuracy"]
+                if train_accuracy > 0.5:
+                    advice = f"but {train_accuracy:.0%} of the training images: are these of another kind?"
                 lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
     return lines
 
@@ -492,7 +495,7 @@ def edit_lines(edit):
     elif edit.changes and not edit.unfinished:
         lines += ["", "This changed no loss and no accuracy"]
     if edit.unfinished:
-        lines += ["", f"Not compared, since not finished: {', '.join(edit.unfinished)}"]
+        lines += ["", f"Not compared, since not finished: {'; '.join(edit.unfinished)}"]
     return lines
 
 
@@ -542,7 +545,7 @@ def list_of_runs(folders):
         accuracies = [f"{name} {cell(seeds, 'eval_accuracy')[:-1]}" for name, seeds in run.stats.items()]
         counts = [", ".join(sorted(epochs)), str(len(run.settings["seeds"]))]
         table.append(
-            [number, run.settings["date"][5:16], *counts, shorten(", ".join(accuracies), WIDTH - 41)]
+            [number, run.settings["date"][5:16], *counts, shorten("; ".join(accuracies), WIDTH - 41)]
         )
         lines.append(shorten(f"{number}: {first_change(run, runs)}", WIDTH))
     if len({run.data for run in runs}) > 1:
@@ -1073,7 +1076,7 @@ def show_run(folder):
         drawn = [
             name for name, make_figure in pictures.items() if draw(run.folder / f"{name}.png", make_figure)
         ]
-    print(f"In {run.folder}: summary.md and the pictures {', '.join(drawn)}", flush=True)
+    print(f"In {run.folder}: {'  '.join(['summary.md', *(f'{name}.png' for name in drawn)])}", flush=True)
     return len(drawn) == len(pictures)
 
 
