@@ -1,21 +1,22 @@
-"""What the READMEs state: snippets and rows to copy, arithmetic, numbers of parameters, links."""
+"""What the texts state: rows and scripts to copy, exercises, arithmetic, numbers of parameters, links."""
 
 import math
 import re
 
+import numpy as np
 import pytest
 
 import dataset
 import main
-from helpers import PROJECT, copy_project, is_edited, own_lines, paper, run
+from helpers import PROJECT, copy_project, is_edited, make_row, own_lines, paper, run
 from model import CustomMLP, LeNet5, RegularizedLeNet5
 
 TEXTS = {}
-for path in (PROJECT / "README.md", PROJECT / "data" / "README.md", PROJECT / "report" / "README.md"):
-    TEXTS[str(path.relative_to(PROJECT).as_posix())] = path.read_text(encoding="utf-8")
+for name in ("README.md", "data/README.md", "report/README.md", "report/exercises.md", "report/answers.md"):
+    TEXTS[name] = (PROJECT / name).read_text(encoding="utf-8")
 ALL_TEXTS = "\n".join(TEXTS.values())
 
-# What the READMEs say of main.py holds for its settings as they are shipped.
+# What the texts say of main.py holds for its settings as they are shipped.
 for_shipped_settings = pytest.mark.skipif(is_edited(), reason="main.py has been edited")
 
 
@@ -66,9 +67,10 @@ def test_numbers_of_parameters_are_those_of_the_models(model_class):
 
 
 def rows_to_copy():
-    """Every block that holds rows of EXPERIMENTS, as the list that it makes."""
+    """Every block that holds rows of EXPERIMENTS, as the list that it makes, but for those of exercises."""
     lists = []
-    for block in re.findall(r"```\w*\n(.*?)```", ALL_TEXTS, re.DOTALL):
+    text = ALL_TEXTS.replace(TEXTS["report/exercises.md"], "")
+    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
         if re.search(r"^    (\*\[)?Experiment\(", block, re.MULTILINE):
             lists.append(eval(f"[{block}]", vars(main)))
     return lists
@@ -117,44 +119,61 @@ def test_main_says_what_the_readme_says():
     assert f"takes {seconds} seconds on two cores" in readme
 
 
-# Each exercise of the README: the edits as (file, old text, new text).
+# The edits of each run of each exercise, made to the project as it is shipped: (place, old text, new text).
+# A place is a file, or a class in model.py. If a number stands for the new text, it is that of a block of the
+# exercise, which goes behind the old text. What exercises 5 and 8 ask for, their answers tell.
+ROWS = ("main.py", "EXPERIMENTS = [\n", 0)
+LENET_ALONE = [("comment out", "CustomMLP", "RegularizedLeNet5"), ROWS]
 EXERCISES = {
-    "A softmax at the end": [
-        (
-            "model.py",
-            "return self.fc3(x)  # (B, 10)\n\n\nclass RegularizedLeNet5",
-            "return self.fc3(x).softmax(dim=1)\n\n\nclass RegularizedLeNet5",
-        ),
-    ],
-    "Larger batches": [("main.py", "BATCH_SIZE = 32", "BATCH_SIZE = 256")],
-    "A high learning rate": [
-        ("main.py", '"LeNet5", LeNet5, learning_rate=0.02', '"LeNet5", LeNet5, learning_rate=0.5'),
-    ],
-    "Sigmoid": [("model.py", "            nn.ReLU(),", "            nn.Sigmoid(),")],
-    "No padding": [
-        ("model.py", ", padding=2)", ")"),
-        ("model.py", "nn.Linear(400, 120)", "nn.Linear(256, 120)"),
-    ],
+    "A softmax at the end": [[("LeNet5", "return self.fc3(x)", "return self.fc3(x).softmax(dim=1)")]],
+    "Larger batches": [[("main.py", "BATCH_SIZE = 32", "BATCH_SIZE = 256")]],
+    "A high learning rate": [[("main.py", "learning_rate=0.02", "learning_rate=0.5")]],
+    "Sigmoid": [[("CustomMLP", "nn.ReLU()", "nn.Sigmoid()")]],
+    "No padding": [[("LeNet5", ", padding=2", ""), ("LeNet5", "nn.Linear(400, 120)", "nn.Linear(256, 120)")]],
     "Augmentation for the MLP": [
-        ("main.py", "CustomMLP, learning_rate=0.01", "CustomMLP, learning_rate=0.01, transform=AUGMENTATION")
+        [("main.py", "learning_rate=0.01", "learning_rate=0.01, transform=AUGMENTATION")]
     ],
-    "Is it better?": [
-        (
-            "main.py",
-            "EXPERIMENTS = [",
-            "EXPERIMENTS = [\n"
-            '    Experiment("LeNet5, decay", LeNet5, 0.02, optimizer_options={"weight_decay": 2e-4}),',
-        ),
-        ("main.py", "SEEDS = (0,)", "SEEDS = (0, 1, 2, 3, 4)"),
-    ],
+    "Is it better?": [LENET_ALONE, [*LENET_ALONE, ("main.py", "SEEDS = (0,)", "SEEDS = (0, 1, 2, 3, 4)")]],
     "Parameters by hand": [
-        ("model.py", "nn.Conv2d(6, 16,", "nn.Conv2d(6, 32,"),
-        ("model.py", "nn.Linear(400, 120)", "nn.Linear(800, 120)"),
-        ("model.py", "nn.BatchNorm2d(16)", "nn.BatchNorm2d(32)"),
+        [
+            ("LeNet5", "nn.Conv2d(6, 16, kernel_size=5)", "nn.Conv2d(6, 32, kernel_size=5)"),
+            ("LeNet5", "nn.Linear(400, 120)", "nn.Linear(800, 120)"),
+            ("RegularizedLeNet5", "nn.BatchNorm2d(16)", "nn.BatchNorm2d(32)"),
+        ]
+    ],
+    "Shuffled pixels": [
+        [
+            ("model.py", "from torch import nn\n", 0),
+            ("LeNet5", "def forward(self, images):\n", 1),
+            ("CustomMLP", "def forward(self, images):\n", 1),
+        ]
+    ],
+    "A constant rate against the schedule": [LENET_ALONE],
+    "The best of many": [LENET_ALONE],
+    "Choose on held-out images": [
+        [*LENET_ALONE, ("main.py", "VALIDATION_IMAGES = 0", "VALIDATION_IMAGES = 10_000")],
+        [("main.py", "learning_rate=0.02", "learning_rate=0.01")],
+    ],
+    "Fewer images": [
+        [("main.py", "TRAINING_IMAGES = None", "TRAINING_IMAGES = 300")],
+        [("main.py", "TRAINING_IMAGES = None", "TRAINING_IMAGES = 1_000")],
+        [("main.py", "TRAINING_IMAGES = None", "TRAINING_IMAGES = 10_000")],
+        [
+            ("main.py", "TRAINING_IMAGES = None", "TRAINING_IMAGES = 300"),
+            ("main.py", "EPOCHS = 10\n", "EPOCHS = 50\n"),
+        ],
+    ],
+    "Three epochs without batch norm": [
+        [
+            ("comment out", "LeNet5", "CustomMLP"),
+            ("main.py", "EPOCHS = 10\n", "EPOCHS = 3\n"),
+            ("main.py", 'BASELINE = "LeNet5"', 'BASELINE = "RegularizedLeNet5"'),
+            ROWS,
+        ]
     ],
 }
 
-# Tries all rows of the main.py in each folder on a few batches.
+# Tries all rows of the main.py in each folder on a few batches, with as many images as MNIST has.
 TRY_EXPERIMENTS = """
 import sys, torch
 torch.set_num_threads(1)
@@ -163,28 +182,98 @@ for folder in sys.argv[1:]:
     sys.path.insert(0, folder)
     import main
     if train_set is None:
-        train_set, test_set, _ = main.dataset.load_data("data/sample")
+        sample, test_set, _ = main.dataset.load_data("data/sample")
+        train_set = sample.subset([index % len(sample) for index in range(60_000)])
     main.check_settings(main.EXPERIMENTS, main.SEEDS)
-    main.try_experiments(main.EXPERIMENTS, main.Data(train_set, test_set), 0)
+    data = main.Data(train_set, test_set)
+    if main.TRAINING_IMAGES or main.VALIDATION_IMAGES:
+        chosen, _ = main.dataset.split(train_set, main.TRAINING_IMAGES, main.VALIDATION_IMAGES)
+        data = main.Data(chosen, test_set)
+    main.try_experiments(main.EXPERIMENTS, data, 0)
     sys.path.pop(0)
     for module in ("main", "dataset", "model", "plot"):
         del sys.modules[module]
 """
 
 
-@for_shipped_settings
+def sections(name):
+    """{title: text} of the numbered sections of a text."""
+    parts = re.split(r"^## \d+\. (.*)\n", TEXTS[name], flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def make_edit(folder, task, answer, place, old, new):
+    """Make one edit in a copy of the project, if the exercise or its answer tells it."""
+    told = " ".join(f"{task} {answer}".split())
+    if place == "comment out":
+        assert f"comment out the rows {old} and {new}" in told
+        for name in (old, new):
+            comment_out(folder / "main.py", name)
+        return
+    if isinstance(new, int):
+        new = old + blocks(task, "py")[new]
+    else:
+        assert (new or old).strip() in told, (place, new or old)
+    path = folder / (place if place.endswith(".py") else "model.py")
+    whole = path.read_text(encoding="utf-8")
+    part = whole
+    if not place.endswith(".py"):
+        (part,) = re.findall(rf"^class {place}\(.*?(?=^class |\Z)", whole, re.MULTILINE | re.DOTALL)
+    assert old in part, (place, old)
+    path.write_text(whole.replace(part, part.replace(old, new)), encoding="utf-8")
+
+
+def comment_out(path, name):
+    """Comment out a row of EXPERIMENTS."""
+    text = path.read_text(encoding="utf-8")
+    (row,) = re.findall(rf'^    Experiment\(\s*"{name}",.*?\),$', text, re.MULTILINE | re.DOTALL)
+    commented = "\n".join(f"# {line}" for line in row.splitlines())
+    path.write_text(text.replace(row, commented), encoding="utf-8")
+
+
 def test_exercises_can_be_done_as_they_are_told(tmp_path):
-    told = re.findall(r"^\d\. \*\*(.*?)\.?\*\*", TEXTS["README.md"], re.MULTILINE)
-    answers = (PROJECT / "report" / "answers.md").read_text(encoding="utf-8")
-    answered = re.findall(r"^## \d\. (.*)", answers, re.MULTILINE)
-    assert told == answered == list(EXERCISES)
-    for title, edits in EXERCISES.items():
-        folder = copy_project(tmp_path / title.rstrip("?"), WORKERS="1")
-        for name, old, new in edits:
-            text = (folder / name).read_text(encoding="utf-8")
-            assert old in text, (title, old)
-            (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+    tasks, answers = sections("report/exercises.md"), sections("report/answers.md")
+    assert list(tasks) == list(answers) == list(EXERCISES)
+    for title, runs in EXERCISES.items():
+        for number, edits in enumerate(runs, start=1):
+            folder = tmp_path / f"{title.rstrip('?')} {number}"
+            copy_project(folder, sample=False, WORKERS="1", TRAINING_IMAGES="None")
+            for edit in edits:
+                make_edit(folder, tasks[title], answers[title], *edit)
     process = run(tmp_path, "-c", TRY_EXPERIMENTS, *map(str, sorted(tmp_path.iterdir())))
     assert process.returncode == 0, process.stderr
     (warning,) = own_lines(process.stderr)
     assert "softmax" in warning
+
+
+def test_exercises_of_the_readme_are_among_them():
+    told = re.findall(r"^\d+\. \*\*(.*?)\.?\*\*", TEXTS["README.md"], re.MULTILINE)
+    assert {*told} <= {*EXERCISES}
+
+
+def test_the_best_on_one_half_is_worse_on_the_other(tmp_path, train_set, test_set):
+    """The script of exercise 11, with four trainings that are equally good, but for luck."""
+    folder = tmp_path / "results" / "4"
+    folder.mkdir(parents=True)
+    main.run_training(make_row("LeNet5", LeNet5), main.Data(train_set, test_set), 0, folder, quiet=True)
+    with np.load(folder / "LeNet5-seed0.npz") as record:
+        logits, labels = record["logits"], record["labels"]
+    accuracies = []
+    for seed in range(4):
+        noisy = logits + np.random.default_rng(seed).normal(size=logits.shape)
+        accuracies.append(100 * (noisy.argmax(axis=1) == labels).mean())
+        name = f"LeNet5, {seed}" if seed else "LeNet5"
+        np.savez(folder / f"{name}-seed0.npz", logits=noisy, labels=labels)
+    (script,) = blocks(TEXTS["report/exercises.md"], "python")
+    chosen, honest = percentages(run(tmp_path, "-c", script))
+    # of each training, the mean of two halves is its accuracy
+    assert honest < max(accuracies) < chosen and (chosen + honest) / 2 < max(accuracies) + 0.01
+    without_choice = script.replace("right[:, order[:half]].mean(axis=1).argmax()", "0")
+    chosen, honest = percentages(run(tmp_path, "-c", without_choice))
+    assert chosen == pytest.approx(honest, abs=0.4)  # a standard error is 0.07
+
+
+def percentages(process):
+    """The percentages that a process has printed."""
+    assert process.returncode == 0, process.stderr
+    return [float(number) for number in re.findall(r"([0-9.]+)%", process.stdout)]
