@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import statistics
 import sys
 import warnings
@@ -67,12 +68,15 @@ def make_run(folder, trainings, code=CODE, **changes):
         "date": "2026-01-01 12:00:00",
         "description": "1,000 images from here",
         "kind": "test",
-        "checksum": "abc",
+        "train_checksum": "abc",
+        "eval_checksum": "def",
         "python": "3.11.7",
         "torch": "2.14.1",
         "numpy": "2.4.6",
         "seeds": sorted({seed for seeds in trainings.values() for seed in seeds}),
+        "workers": 1,
         "baseline": "LeNet5",
+        "compared_with": None,
         "experiments": {name: facts for name in trainings},
     }
     (folder / "settings.json").write_text(json.dumps(settings | changes), encoding="utf-8")
@@ -104,6 +108,26 @@ def edited(before, after):
 def only(trained, seed=0):
     """LeNet5 with one of its trainings, called seed 0."""
     return {"LeNet5": {0: trained["LeNet5"][seed]}}
+
+
+def swapped(seeds):
+    """Trainings whose seeds 0 and 1 have changed places: other figures of each, but the same mean."""
+    return {0: seeds[1], 1: seeds[0]}
+
+
+def chosen(folder, trainings, code=CODE, **changes):
+    """The run that a new one is compared with before it has trained, and the lines that it prints."""
+    new = {name: {seed: ([], None) for seed in seeds} for name, seeds in trainings.items()}
+    path = make_run(folder, new, code, **changes) / "settings.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return plot.choose_run_before(folder, settings)
+
+
+def record_of(rights):
+    """What the tables use of a record: all labels are 0, and the answers are 0 where they are right, else 1.
+    rights: an array (N,)."""
+    return {"labels": np.zeros(len(rights), int), "logits": np.eye(10, dtype=np.float32)[1 - rights]}
 
 
 def column(training, name):
@@ -174,11 +198,10 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name, content", DAMAGED.values(), ids=DAMAGED)
-def test_a_file_that_cannot_be_read_is_named_in_one_line(folder, capsys, name, content):
+def test_a_file_that_cannot_be_read_is_named_in_one_line(folder, tmp_path, trained, capsys, name, content):
+    later = make_run(tmp_path / "2", trained | {"LeNet5": swapped(trained["LeNet5"])})
     (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(name)):
-        plot.read_run(folder)
-    for arguments in ([str(folder)], [str(folder), str(folder)]):
+    for arguments in ([str(folder)], [str(folder), str(later)]):
         assert plot.main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert str(folder / name) in line
@@ -187,26 +210,29 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(folder, capsys, name, c
 # Tables
 
 
-def test_the_table_holds_means_deviations_and_paired_gains(folder, trained):
+def test_the_table_holds_means_deviations_and_gains(folder, trained):
     headings, *rows = cells(plot.summary(shown(folder)))
     table = {row[0]: dict(zip(headings, row)) for row in rows}
-    ends = {}
     for name, seeds in trained.items():
-        ends[name] = [100 * column(training, "eval_accuracy")[-1] for training in seeds.values()]
+        ends = [100 * column(training, "eval_accuracy")[-1] for training in seeds.values()]
         losses = [column(training, "eval_loss")[-1] for training in seeds.values()]
-        accuracy = f"{statistics.mean(ends[name]):.2f} ± {statistics.stdev(ends[name]):.2f}%"
-        loss = f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
-        assert table[name]["test acc"] == accuracy and table[name]["test loss"] == loss
-    differences = [mlp - lenet for mlp, lenet in zip(ends["CustomMLP"], ends["LeNet5"])]
-    gain = f"{statistics.mean(differences):+.2f} ± {statistics.stdev(differences) / 2**0.5:.2f}"
-    assert table["CustomMLP"]["gain"] == gain and table["LeNet5"]["gain"] == ""
+        # from the record: the CSV's is of the last epoch, while the model still learned
+        train = [100 * record["train_accuracy"] for _, record in seeds.values()]
+        assert table[name]["test acc"] == f"{statistics.mean(ends):.2f} ± {statistics.stdev(ends):.2f}%"
+        assert table[name]["test loss"] == f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
+        assert table[name]["train acc"] == f"{np.mean(train):.2f} ± {np.std(train, ddof=1):.2f}%"
+        assert abs(np.mean(train) / 100 - column(seeds[0], "train_accuracy")[-1]) > 0.005
+    mlp, lenet = (
+        {seed: record for seed, (_, record) in trained[name].items()} for name in ("CustomMLP", "LeNet5")
+    )
+    assert table["CustomMLP"]["gain"] == plot.change_text(lenet, mlp, "eval_accuracy")
+    assert table["LeNet5"]["gain"] == ""
 
 
 def test_no_gain_is_given_unless_both_have_finished(folder, trained):
     for name in trained:
         (folder / f"{name}-seed1.npz").rename(folder / "kept")
-        lines = plot.summary(shown(folder))
-        assert all(row[4] == "" for row in cells(lines)[1:]) and any("No gain" in line for line in lines)
+        assert [row[4] for row in cells(plot.summary(shown(folder)))] == ["gain", "", ""]
         (folder / "kept").rename(folder / f"{name}-seed1.npz")
 
 
@@ -228,6 +254,12 @@ def test_a_model_that_guesses_is_named(tmp_path, trained):
     assert re.findall("Warning: (.*), seed 0", text) == ["guesses"]
 
 
+def test_seeds_that_make_no_difference_are_remarked(tmp_path, trained):
+    same = {"same": dict.fromkeys((0, 1), trained["LeNet5"][0])}
+    (line,) = plot.training_remarks(shown(make_run(tmp_path / "1", trained | same)))
+    assert line.startswith("Warning: same")
+
+
 def test_summary_md_holds_row_layers_and_epochs(tmp_path, trained):
     facts = {"epochs": EPOCHS, "parameters": 61706, "row": "Experiment('LeNet5', ...)"}
     folder = make_run(tmp_path / "1", {"LeNet5": trained["LeNet5"]}, experiments={"LeNet5": facts})
@@ -242,16 +274,132 @@ def test_summary_md_holds_row_layers_and_epochs(tmp_path, trained):
         assert [row[3] for row in rows if row[0] == str(epoch + 1)] == [text]
 
 
+# What a change means
+
+
+def test_the_error_of_one_seed_is_the_root_of_the_number_of_changed_answers():
+    before, fixed, broken = (np.ones(10_000, int) for _ in range(3))
+    before[:50] = 0
+    for count, text in ((48, "+0.24 ± 0.08, may be chance"), (49, "+0.26 ± 0.08")):  # 3 errors are 0.2545
+        after = before.copy()
+        after[:count] = 1
+        after[50 : 50 + 72 - count] = 0
+        records = {0: record_of(before)}, {0: record_of(after)}
+        assert plot.mean_change(*records, "eval_accuracy")[1] == pytest.approx(72**0.5 / 100, rel=1e-3)
+        assert plot.change_text(*records, "eval_accuracy") == text
+        assert re.fullmatch(r"-0\.\d{4} ± 0\.\d{4}", plot.change_text(*records, "eval_loss"))  # no verdict
+        back = plot.change_text(*reversed(records), "eval_accuracy")
+        assert back == text.replace("+", "-")
+    assert plot.change_text(records[0], records[0], "eval_accuracy") == "+0.00 ± 0.00"
+
+
+def random_records(rng, seeds, images):
+    labels = rng.integers(10, size=images)
+    return {
+        seed: {"labels": labels, "logits": rng.normal(1000, 2, (images, 10)).astype(np.float32)}
+        for seed in range(seeds)
+    }
+
+
+def losses_and_accuracies(record):
+    """As PyTorch computes them: a number per image."""
+    logits, labels = torch.from_numpy(record["logits"]).double(), torch.from_numpy(record["labels"])
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    return losses.numpy(), 100.0 * (logits.argmax(dim=1) == labels).numpy()
+
+
+def test_the_error_of_several_seeds_is_that_of_two_way_random_effects():
+    """The textbook's mean squares, sum by sum."""
+    larger = []
+    for number in range(5):
+        rng = np.random.default_rng(number)
+        before, after = (random_records(rng, seeds=3, images=20) for _ in range(2))
+        for seed in after:
+            after[seed]["labels"] = before[seed]["labels"]
+            for label, logits in zip(after[seed]["labels"], after[seed]["logits"]):
+                logits[label] += 3 * seed  # so the seeds differ
+        for index, name in enumerate(("eval_loss", "eval_accuracy")):
+            changes = [
+                losses_and_accuracies(after[seed])[index] - losses_and_accuracies(before[seed])[index]
+                for seed in before
+            ]
+            mean = sum(sum(row) for row in changes) / 60
+            of_seeds = [sum(row) / 20 for row in changes]
+            of_images = [sum(row[image] for row in changes) / 3 for image in range(20)]
+            square_of_seeds = 20 * sum((value - mean) ** 2 for value in of_seeds) / 2
+            square_of_images = 3 * sum((value - mean) ** 2 for value in of_images) / 19
+            square_of_rest = sum(
+                (changes[seed][image] - of_seeds[seed] - of_images[image] + mean) ** 2
+                for seed in range(3)
+                for image in range(20)
+            ) / (2 * 19)
+            part_of_seeds = square_of_seeds - square_of_rest
+            error = ((square_of_images + max(0, part_of_seeds)) / 60) ** 0.5
+            assert plot.mean_change(before, after, name) == pytest.approx((mean, error))
+            larger.append(part_of_seeds > 0)
+    assert any(larger)
+
+
+def test_seeds_that_agree_make_no_error_smaller_than_that_of_the_images():
+    before = {seed: record_of(np.zeros(300, int)) for seed in range(3)}
+    # Each seed has fixed as many images, but others: what the seeds' means vary by is estimated below 0.
+    images = np.arange(300)
+    fixed = [(images < 90) | (images >= 290), images // 100 == 1, images // 100 == 2]
+    after = {seed: record_of(right.astype(int)) for seed, right in enumerate(fixed)}
+    of_images = np.mean(100 * np.array(fixed), axis=0)
+    change, error = plot.mean_change(before, after, "eval_accuracy")
+    assert change == pytest.approx(100 / 3)
+    assert error == pytest.approx(of_images.std(ddof=1) / 300**0.5)
+
+
+@pytest.mark.parametrize("of_seeds", [0, 0.1])
+def test_the_error_is_as_large_as_changes_vary_from_draw_to_draw(of_seeds):
+    """Draws of seeds and images whose variances are known: losses of 2 that fall by 0.1 on average."""
+    rng = np.random.default_rng(0)
+    seeds, images = 8, 60
+    before = {seed: record_with_losses(np.full(images, 2.0)) for seed in range(seeds)}
+    squares = []
+    for _ in range(500):
+        losses = 1.9 + of_seeds * rng.normal(size=(seeds, 1)) + 0.2 * rng.normal(size=images)
+        losses += 0.2 * rng.normal(size=(seeds, images))
+        after = {seed: record_with_losses(losses[seed]) for seed in range(seeds)}
+        change, error = plot.mean_change(before, after, "eval_loss")
+        squares.append(((change + 0.1) / error) ** 2)
+    assert 0.75 < np.mean(squares) < 1.35
+
+
+def record_with_losses(losses):
+    logits = np.zeros((len(losses), 10))
+    logits[:, 0] = -np.log((np.exp(losses) - 1) / 9)
+    return {"labels": np.zeros(len(losses), int), "logits": logits}
+
+
+def test_the_printed_change_is_the_difference_of_the_printed_means():
+    def of_900(count):
+        """Three seeds with so many right answers to 900 images altogether."""
+        rights = [np.arange(300) < 270, np.arange(300) < 270, np.arange(300) < count - 540]
+        return {seed: record_of(right.astype(int)) for seed, right in enumerate(rights)}
+
+    for before, after, change in ((823, 824, "+0.12"), (824, 823, "-0.12"), (822, 823, "+0.11")):
+        means = [f"{before / 9:.2f}", f"{after / 9:.2f}"]
+        assert f"{float(means[1]) - float(means[0]):+.2f}" == change
+        text = plot.change_text(of_900(before), of_900(after), "eval_accuracy")
+        assert text.split()[0] == change
+    many = {0: record_of((np.arange(100_000) < 91_444).astype(int))}
+    fewer = {0: record_of((np.arange(100_000) < 91_443).astype(int))}
+    assert plot.change_text(many, fewer, "eval_accuracy").startswith("+0.00 ")  # and not -0.00
+
+
 # What did my edit do?
 
 
 def test_the_edit_is_the_lines_that_differ_with_their_places(folder, tmp_path, trained):
-    code = CODE | {"main.py": CODE["main.py"].replace("0.02", "0.005").replace("EPOCHS", "\nEPOCHS", 1)}
-    code |= {"model.py": CODE["model.py"] + "\n    pool = 5\n", "models/mine.py": "x = 1\n"}
-    later = make_run(tmp_path / "2", trained, code)
+    source = CODE["main.py"].replace("0.02", "0.005").replace("EPOCHS = 3", "# more\n\nEPOCHS = 3  # fast")
+    code = CODE | {"main.py": source, "model.py": CODE["model.py"] + "\n    pool = 5\n    # pool = 6\n"}
+    later = make_run(tmp_path / "2", trained, code | {"models/mine.py": "x = 1\n"})
     assert edited(folder, later).changes == [
         "main.py, line 6: -         0.02,",
-        "main.py, line 7: +         0.005,",
+        "main.py, line 8: +         0.005,",
         "model.py, line 4: +     pool = 5",
         "models/mine.py is new",
     ]
@@ -261,8 +409,8 @@ def test_the_edit_is_the_lines_that_differ_with_their_places(folder, tmp_path, t
 def test_a_long_edit_is_cut_and_its_length_said(folder, tmp_path, trained):
     long = "".join(f"x{number} = {number}\n\n" for number in range(50))
     later = make_run(tmp_path / "2", trained, CODE | {"model.py": CODE["model.py"] + long})
-    changes = edited(folder, later).changes
-    assert len(changes) == plot.MOST_LINES + 1 and "30 more" in changes[-1]
+    lines = [line for line in plot.edit_lines(edited(folder, later)) if line.startswith("    ")]
+    assert len(lines) == plot.MOST_LINES + 1 and "30 more" in lines[-1]
 
 
 def test_code_in_any_encoding_is_compared(tmp_path, trained):
@@ -272,89 +420,199 @@ def test_code_in_any_encoding_is_compared(tmp_path, trained):
     assert removed.endswith(r"- name = '\xfe'") and added.endswith(r"+ name = '\xff'")
 
 
-def test_experiments_whose_figures_differ_are_compared_seed_by_seed(folder, tmp_path, trained):
-    other = {0: trained["CustomMLP"][1], 1: trained["CustomMLP"][1]}
+def test_experiments_whose_figures_differ_are_compared(folder, tmp_path, trained):
+    other = {0: trained["CustomMLP"][1], 1: trained["LeNet5"][1]}
     trainings = trained | {"CustomMLP": other, "new": trained["LeNet5"]}
     edit = edited(folder, make_run(tmp_path / "2", trainings, CODE | {"model.py": ""}))
     assert edit.experiments == ["CustomMLP", "new"]  # LeNet5 has not changed
-    _, before, after, new_row = cells(plot.edit_lines(edit))
-    assert before[:2] == ["CustomMLP", "1"] and after[:2] == ["CustomMLP", "2"]
-    old, new = (100 * column(trained["CustomMLP"][seed], "eval_accuracy")[-1] for seed in (0, 1))
-    assert before[2] == f"{(old + new) / 2:.2f} ± {statistics.stdev([old, new]):.2f}%"
-    assert after[3] == f"{(new - old) / 2:+.2f} ± {statistics.stdev([new - old, 0]) / 2**0.5:.2f}"
-    assert new_row[:2] == ["new", "2"] and new_row[3] == ""
+    headings, accuracy, loss, images, *new = cells(plot.edit_lines(edit))
+    assert headings[2:4] == ["run 1", "run 2"] and accuracy[0] == "CustomMLP"
+    for row, name, scale in ((accuracy, "eval_accuracy", 100), (loss, "eval_loss", 1)):
+        for text, seeds in zip(row[2:4], (trained["CustomMLP"], other)):
+            ends = [scale * column(training, name)[-1] for training in seeds.values()]
+            mean, error = text.rstrip("%").split(" ± ")
+            assert float(mean) == pytest.approx(statistics.mean(ends), abs=0.006 * scale / 100)
+            assert float(error) == pytest.approx(statistics.stdev(ends), abs=0.006 * scale / 100)
+        records = (
+            {seed: record for seed, (_, record) in run.items()} for run in (trained["CustomMLP"], other)
+        )
+        assert row[4] == plot.change_text(*records, name)
+    old, now = (record["logits"].argmax(axis=1) for _, record in (trained["CustomMLP"][0], other[0]))
+    labels = other[0][1]["labels"]
+    fixed, broken = ((old != labels) & (now == labels)).sum(), ((old == labels) & (now != labels)).sum()
+    assert re.findall(r"\d+", images[4]) == ["0", str(fixed), str(broken)]  # of seed 0
+    assert [row[:3] for row in new] == [["new", "test acc", ""], ["", "test loss", ""]]
     figure = plot.plot_edit(edit)
     assert [line.get_linestyle() for line in figure.axes[0].lines[:3]] == ["--", "-", "-"]
     assert "nn.ReLU" in figure.get_suptitle()
 
 
-def test_the_same_mean_from_other_seeds_is_a_change(folder, tmp_path, trained):
-    swapped = {"LeNet5": {0: trained["LeNet5"][1], 1: trained["LeNet5"][0]}}
-    later = make_run(tmp_path / "2", trained | swapped)
-    assert edited(folder, later).experiments == ["LeNet5"]
-    reordered = make_run(tmp_path / "3", trained, seeds=[1, 0])
-    runs = (shown(folder), shown(reordered))
-    assert "±" not in plot.difference(*(run.stats["LeNet5"] for run in runs), "eval_accuracy")
+def test_a_table_of_three_seeds_is_no_wider_than_a_terminal(tmp_path, trained):
+    names = ("LeNet5", "CustomMLP", "RegularizedLeNet5")
+    seeds = trained["LeNet5"] | {2: trained["CustomMLP"][0]}
+    before = make_run(tmp_path / "1", dict.fromkeys(names, seeds))
+    after = make_run(tmp_path / "2", dict.fromkeys(names, seeds | swapped(seeds)))
+    lines = plot.edit_lines(edited(before, after))
+    assert len(cells(lines)) == 10 and all(row[4].startswith("+0.00") for row in cells(lines)[1::3])
+    assert max(map(len, lines)) <= plot.WIDTH
 
 
 def test_an_experiment_that_has_not_finished_is_not_compared(folder, tmp_path, trained):
     rows, _ = trained["LeNet5"][0]
     unfinished = trained | {"LeNet5": {0: (rows[:1], None), 1: trained["LeNet5"][1]}}
-    edit = edited(folder, make_run(tmp_path / "2", unfinished, CODE | {"model.py": ""}))
-    text = "\n".join(plot.edit_lines(edit))
-    assert "not finished: LeNet5" in text and "no loss" not in text
-    back = edited(tmp_path / "2", make_run(tmp_path / "3", trained))
-    assert "not finished: LeNet5" in "\n".join(plot.edit_lines(back)) and not back.experiments
+    later = make_run(tmp_path / "2", unfinished, CODE | {"model.py": ""})
+    for edit in (edited(folder, later), edited(later, folder)):
+        assert edit.unfinished == ["LeNet5"] and not edit.experiments
+        lines = plot.edit_lines(edit)
+        assert not cells(lines) and "LeNet5" in lines[-1] and "no loss" not in "\n".join(lines)
 
 
 def test_what_is_said_if_code_or_figures_have_not_changed(folder, tmp_path, trained):
-    (line,) = filter(None, plot.edit_lines(edited(folder, make_run(tmp_path / "2", trained))))
+    code = CODE | {"model.py": CODE["model.py"] + "\n# better\n"}
+    (line,) = filter(None, plot.edit_lines(edited(folder, make_run(tmp_path / "2", trained, code))))
     assert line == "Nothing has changed since run 1"
-    other = trained | {"LeNet5": {0: trained["LeNet5"][1], 1: trained["LeNet5"][0]}}
+    other = trained | {"LeNet5": swapped(trained["LeNet5"])}  # the same mean
     other_text = "\n".join(plot.edit_lines(edited(folder, make_run(tmp_path / "3", other))))
-    assert "Nothing" not in other_text and "random" in other_text and "| LeNet5" in other_text
-    comment = CODE | {"model.py": CODE["model.py"] + "# better\n"}
-    same_text = "\n".join(plot.edit_lines(edited(folder, make_run(tmp_path / "4", trained, comment))))
-    assert "# better" in same_text and "no loss" in same_text
+    assert "random" in other_text and "| LeNet5" in other_text and "| CustomMLP" not in other_text
+    code = CODE | {"model.py": CODE["model.py"] + "x = 1\n"}
+    same_text = "\n".join(plot.edit_lines(edited(folder, make_run(tmp_path / "4", trained, code))))
+    assert "+ x = 1" in same_text and "no loss" in same_text
     edit = edited(folder, make_run(tmp_path / "5", other, torch="2.15.0"))
     assert edit.changes == ["torch: 2.14.1 -> 2.15.0"]
 
 
-def test_a_run_is_compared_with_the_newest_finished_one_before_it_on_the_same_data(tmp_path, trained, capsys):
+def test_other_seeds_or_images_are_compared_if_asked_for_but_without_an_error(
+    tmp_path, monkeypatch, capsys, trained
+):
+    monkeypatch.setattr(plot, "RESULTS", tmp_path)
+    make_run(tmp_path / "1", {"LeNet5": trained["LeNet5"]})
+    make_run(tmp_path / "2", {"LeNet5": {seed + 2: each for seed, each in trained["CustomMLP"].items()}})
+    others = {"description": "others", "eval_checksum": "xyz"}
+    make_run(tmp_path / "3", {"LeNet5": trained["CustomMLP"]}, **others)
+    reasons = []
+    for number, change in (("2", "[0, 1] -> [2, 3]"), ("3", "1,000 images from here -> others")):
+        assert plot.main(["1", number]) == 0
+        out = capsys.readouterr().out
+        _, *rows = cells(out.splitlines())
+        assert change in out and len(rows) == 2  # no images are fixed or broken
+        assert "±" in rows[0][2] and "±" in rows[0][3] and "±" not in rows[0][4] + rows[1][4]
+        reasons.append(rows[0][4])
+        (picture,) = tmp_path.glob("*.png")  # of the curves, and none of images
+        assert picture.stat().st_size > 10_000 and str(picture) in out
+        picture.unlink()
+    assert all(reasons) and reasons[0] != reasons[1]
+
+
+# Which run is it compared with?
+
+
+RATE = {"main.py": CODE["main.py"].replace("0.02", "0.005")}  # an exercise
+TANH = {"model.py": CODE["model.py"].replace("ReLU", "Tanh")}  # another one
+
+
+def test_an_exercise_is_compared_with_the_unedited_run_and_not_with_the_exercise_before_it(tmp_path, trained):
+    for number, code in (("1", CODE), ("2", CODE), ("3", CODE | RATE)):
+        make_run(tmp_path / number, only(trained), code)
+    number, lines = chosen(tmp_path / "4", only(trained), CODE | TANH)
+    assert number == "1"  # 1 and 2 are equally near
+    assert "    model.py, line 2: +     activation = nn.Tanh()" in lines and len(lines) == 4
+    both = CODE | RATE | TANH
+    assert chosen(tmp_path / "5", only(trained), both | {"a.py": "x = 1\n"})[0] == "3"
+    rows, _ = trained["LeNet5"][0]
+    make_run(tmp_path / "6", {"LeNet5": {0: (rows, None)}}, both)  # interrupted
+    assert chosen(tmp_path / "7", only(trained), both)[0] == "3"
+    make_run(tmp_path / "10", only(trained), both)
+    assert chosen(tmp_path / "11", only(trained), both)[0] == "10"
+
+
+def test_a_run_that_cannot_be_compared_says_why(tmp_path, trained):
+    reasons = []
+    one = only(trained)
+    others = (
+        None,
+        {"trainings": {"LeNet5": {0: ([], None)}}},  # not finished
+        {"trainings": one, "eval_checksum": "xyz"},
+        {"trainings": {"LeNet5": {1: one["LeNet5"][0]}}},
+        {"trainings": {"A": one["LeNet5"]}},
+    )
+    for index, other in enumerate(others):
+        if other is not None:
+            make_run(tmp_path / str(index) / "1", **other)
+        number, (line,) = chosen(tmp_path / str(index) / "2", one)
+        assert number is None
+        reasons.append(line)
+    assert len(set(reasons)) == len(others)
+    # Other training images, and a row of several, can be compared.
+    make_run(tmp_path / "9" / "1", one | {"A": one["LeNet5"]}, train_checksum="xyz")
+    assert chosen(tmp_path / "9" / "2", one | {"B": one["LeNet5"]})[0] == "1"
+
+
+def test_earlier_runs_that_cannot_be_read_cost_one_line_in_all(tmp_path, trained, capsys):
     make_run(tmp_path / "1", only(trained))
-    make_run(tmp_path / "2", only(trained))
-    make_run(tmp_path / "3", {"LeNet5": {0: (trained["LeNet5"][0][0], None)}})  # interrupted
-    for number, changes in (("4", {"checksum": "xyz"}), ("5", {"checksum": "abc-10", "kind": "validation"})):
-        make_run(tmp_path / number, only(trained), **changes)
     make_run(tmp_path / "6", only(trained))
     (tmp_path / "6" / "LeNet5-seed0.csv").write_text("epoch\nword\n", encoding="utf-8")
     older = make_run(tmp_path / "7", only(trained)) / "LeNet5-seed0.csv"  # of an earlier version
     older.write_text(older.read_text(encoding="utf-8").replace("eval_", "val_"), encoding="utf-8")
-    make_run(tmp_path / "12", only(trained))
-    last = make_run(tmp_path / "10", only(trained))
-    assert plot.run_before(shown(last)).folder == tmp_path / "2"
+    assert chosen(tmp_path / "8", only(trained))[0] == "1"
     (line,) = capsys.readouterr().err.splitlines()
-    assert str(tmp_path / "6") in line and str(tmp_path / "7") in line
-    assert plot.run_before(shown(tmp_path / "1")) is None
-    assert not capsys.readouterr().err
+    assert str(tmp_path) in line and "6, 7" in line
 
 
-def test_other_seeds_and_data_are_compared_only_if_asked_for(tmp_path, monkeypatch, capsys, trained):
+def test_pictures_of_an_edit_go_with_the_run_that_it_was_compared_with(tmp_path, trained, capsys):
+    before = make_run(tmp_path / "1", only(trained))
+    after = make_run(tmp_path / "2", only(trained, seed=1), compared_with="1")
+    pictures = [after / "edit.png", after / "fixed.png"]
+    record = before / "LeNet5-seed0.npz"
+    plot.show_run(after)
+    assert all(path.exists() for path in pictures) and not capsys.readouterr().err
+    content = record.read_bytes()
+    record.write_bytes(b"no archive")
+    assert plot.run_before(shown(after)) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(record) in line
+    record.write_bytes(content)
+    assert plot.run_before(shown(after)).folder == before
+    shutil.rmtree(before)
+    plot.show_run(after)
+    assert not any(path.exists() for path in pictures) and (after / "images.png").exists()
+    assert "run 1" not in (after / "summary.md").read_text(encoding="utf-8")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(before) in line
+
+
+# The list of runs
+
+
+def test_the_list_tells_runs_apart_and_reads_no_record(tmp_path, trained, monkeypatch, capsys):
     monkeypatch.setattr(plot, "RESULTS", tmp_path)
-    make_run(tmp_path / "1", {"LeNet5": trained["LeNet5"]})
-    later = make_run(tmp_path / "2", {"LeNet5": {seed + 2: each for seed, each in trained["LeNet5"].items()}})
-    plot.show_run(later)
-    out = capsys.readouterr().out
-    assert "[0, 1] -> [2, 3]" in out and "seeds differ" in out and not (later / "edit.png").exists()
-    trainings = {"LeNet5": {5: trained["LeNet5"][0], 6: trained["LeNet5"][0]}}
-    make_run(tmp_path / "3", trainings, CODE | {"model.py": ""}, description="others", checksum="xyz")
-    assert plot.main(["1", "3"]) == 0
-    out = capsys.readouterr().out
-    assert "- class A" in out and "1,000 images from here -> others" in out
-    _, before, after = cells(out.splitlines())
-    assert "±" in before[2] and re.fullmatch(r"[+-]\d+\.\d\d", after[3])  # no error of the differences
-    (picture,) = tmp_path.glob("*.png")
-    assert picture.stat().st_size > 10_000 and str(picture) in out
+    make_run(tmp_path / "9", trained)
+    code = CODE | {"model.py": CODE["model.py"] + f"    long = [{'1, ' * 50}]\n"}
+    facts = {"epochs": 17, "parameters": 61706, "row": "Experiment(...)"}
+    names = ("LeNet5", "CustomMLP", "RegularizedLeNet5")
+    experiments = dict.fromkeys(names, facts)
+    three = dict.fromkeys(names, trained["LeNet5"])
+    make_run(tmp_path / "10", three, code, experiments=experiments, compared_with="9")
+    make_run(tmp_path / "11", {"LeNet5": {0: ([], None)}}, compared_with="8")  # 8 is not there any more
+    for number in ("12", "13"):
+        make_run(tmp_path / number, trained)
+        (tmp_path / number / "settings.json").write_text("{", encoding="utf-8")
+    for path in tmp_path.glob("*/*.npz"):
+        path.write_bytes(b"no archive")
+    assert plot.main([]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    _, nine, ten, eleven = cells(lines)
+    assert [nine[0], ten[0], eleven[0]] == ["9", "10", "11"]
+    assert [nine[2:4], ten[2:4], eleven[2:]] == [["3", "2"], ["17", "2"], ["3", "1", ""]]
+    for name, seeds in trained.items():
+        accuracies = [100 * column(training, "eval_accuracy")[-1] for training in seeds.values()]
+        assert f"{name} {np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}" in nine[4]
+    assert nine[4].split("%")[0].split(", ")[0] in ten[4]
+    changes = {line.partition(":")[0]: line for line in lines if re.match(r"\d+: ", line)}
+    assert "9," in changes["10"] and "model.py, line 3: +     long = [1, 1" in changes["10"]
+    assert "none" in changes["9"] and "none" in changes["11"]
+    assert len([line for line in lines if "12, 13" in line]) == 1 and not err
+    assert max(map(len, lines)) <= plot.WIDTH
 
 
 # Curves
@@ -784,13 +1042,15 @@ def test_many_digits_stay_readable():
 
 def test_all_pictures_are_drawn_and_named(tmp_path, trained, capsys):
     make_run(tmp_path / "1", only(trained))
-    folder = make_run(tmp_path / "2", only(trained, seed=1) | {"A": {0: trained["LeNet5"][0]}})
+    trainings = only(trained, seed=1) | {"A": {0: trained["LeNet5"][0]}}
+    folder = make_run(tmp_path / "2", trainings, compared_with="1")
     assert plot.show_run(folder)
     pictures = {path.stem for path in folder.glob("*.png")}
     assert pictures | {"my_digits"} == {*plot.PICTURES, "LeNet5", "A"}
     out = capsys.readouterr().out
-    assert all(f"{name}.png" in out for name in pictures) and str(folder) in out
-    assert out.index("| LeNet5") < out.index("since run 1") < out.index("comparison.png")
+    last_line = out.splitlines()[-1]
+    assert all(name in last_line for name in pictures) and str(folder) in last_line
+    assert out.index("| LeNet5") < out.index("since run 1") < out.index(last_line)
 
 
 def test_if_nobody_reads_the_table_pictures_are_drawn_all_the_same(tmp_path, trained, monkeypatch):
@@ -865,17 +1125,19 @@ def test_a_run_without_a_finished_epoch_has_a_summary_and_any_standard_output_wi
     assert process.returncode == 0, process.stderr
 
 
-def test_usage_missing_runs_and_the_newest_run(tmp_path, monkeypatch, capsys):
+def test_usage_and_runs_that_do_not_exist(tmp_path, monkeypatch, capsys):
     for arguments, code in ((["--help"], 0), (["--fast"], 2), (["3", "5", "3"], 2)):
         with pytest.raises(SystemExit) as end:
             plot.main(arguments)
         assert end.value.code == code
     assert "plot.py 3 5" in capsys.readouterr().out
     monkeypatch.setattr(plot, "RESULTS", tmp_path)
-    for arguments in ([], ["7"], ["nowhere"], ["3", "4"]):
-        assert plot.main(arguments) == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
-    for number in ("9", "10"):
-        make_run(tmp_path / number, {"LeNet5": {0: ([], None)}})
-    assert plot.main([]) == 0
+    for existing in ([], ["9", "10"]):
+        for number in existing:
+            make_run(tmp_path / number, {"LeNet5": {0: ([], None)}})
+        for arguments in (["7"], ["nowhere"], ["7", "9"]):
+            assert plot.main(arguments) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert arguments[0] in line and ", ".join(existing) in line
+    assert plot.main(["10"]) == 0
     assert "Run 10," in capsys.readouterr().out
