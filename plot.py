@@ -9,14 +9,16 @@ Nothing is trained here, and no picture of a run needs its models: its files hol
 import argparse
 import csv
 import difflib
+import io
 import json
 import math
 import re
 import sys
 import textwrap
+import tokenize
 import warnings
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import cycle, zip_longest
 from pathlib import Path
 
@@ -29,7 +31,6 @@ COMPARED = ("description", "train_checksum", "eval_checksum", "seeds", "python",
 COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
 SETTINGS = {*COMPARED, "date", "kind", "workers", "baseline", "compared_with", "experiments"}
 WIDTH = 100  # characters of a line
-COMMENT = re.compile(r"(^\s*|\s\s)#.*")
 
 # So that no table and no picture grows without bound:
 MOST_LINES = 20  # of an edit
@@ -111,9 +112,11 @@ def read_run(folder):
                 columns = read_csv(path) if path.exists() else {}
                 if columns:
                     stats.setdefault(name, {})[seed] = columns
-    except Exception as error:  # json and csv raise many kinds
+        path = folder / "code"
+        code = read_codes(folder)
+    except Exception as error:  # json, csv and tokenize raise many kinds
         raise OSError(f"{path} can't be read: {error!r}") from error
-    return Run(folder, settings, stats, read_codes(folder))
+    return Run(folder, settings, stats, code)
 
 
 def read_runs(folders):
@@ -154,14 +157,20 @@ def read_codes(folder):
     lines."""
     code = {}
     for path in folder.glob("code/**/*.py"):
-        lines = {}
-        text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # shows what is no UTF-8, too
-        for number, line in enumerate(text.splitlines(), start=1):
-            line = COMMENT.sub("", line)
-            if line.strip():
-                lines[number] = line
-        code[path.relative_to(folder / "code").as_posix()] = lines
+        with tokenize.open(path) as file:
+            code[path.relative_to(folder / "code").as_posix()] = code_lines(file.read())
     return code
+
+
+@cache  # most runs share most of their modules
+def code_lines(text):
+    """Return {number of a line: the line} of a module, without comments and blank lines."""
+    lines = text.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return {number: line.rstrip() for number, line in enumerate(lines, start=1) if line.strip()}
 
 
 def is_finished(run, name):
@@ -259,34 +268,41 @@ def mean_change(before, after, column):
     return changes.mean(), math.sqrt(variance)
 
 
-def change_text(before, after, column):
-    """Return `mean_change` as text, such as "+0.13 ± 0.08, may be chance". The change is that of the printed
-    means. Only accuracies get a verdict: the errors of losses do not hold as well."""
-    form = ".2f" if column == "eval_accuracy" else ".4f"
-    old, new = (
-        float(f"{np.mean([scores(record, column).mean() for record in records.values()]):{form}}")
-        for records in (before, after)
-    )
-    change, error = mean_change(before, after, column)
-    text = f"{new - old:+{form}} ± {error:{form}}".replace(f"{-0.0:{form}}", f"{0:+{form}}")
+def change_text(before, after, column, no_error=""):
+    """Return how much a printed mean has changed as text, with its error or why there is none, such as
+    "+0.13 ± 0.08, may be chance". Only accuracies get a verdict: the errors of losses do not hold as well.
+
+    before, after: pairs of a Run and the name of an experiment.
+    """
+    means = []
+    for run, name in (before, after):
+        values, form = values_of(run.stats[name], column)
+        means.append(float(f"{values.mean():{form}}"))
+    text = f"{means[1] - means[0]:+{form}}"
+    if no_error:
+        return f"{text}, no error: {no_error}"
+    change, error = mean_change(*(run.records[name] for run, name in (before, after)), column)
+    text += f" ± {error:{form}}"
     if column == "eval_accuracy" and abs(change) < 3 * error:
         text += ", may be chance"
     return text
 
 
-def notes_on_changes(run, count):
-    """Return lines that say what the errors of gains and changes mean. count: how many of them are shown."""
-    lines = [
+def notes_on_changes(run, lines):
+    """Return lines that say what the errors of gains and changes mean, if some lines hold any."""
+    if not re.search(r"[+-][0-9.]+ ±", "\n".join(lines)):
+        return []
+    notes = [
         "",
         "± behind a gain or a change is its standard error, from the choice of test images and seeds.",
         '"may be chance": less than three of these errors; equally good models often differ as much.',
     ]
     seeds = len(run.settings["seeds"])
     if 1 < seeds < 4:
-        lines.append(f"From {seeds} seeds, the error is a rough one.")
-    if count > 2:
-        lines.append("The best of several rows is partly the luckiest: it was selected by these figures.")
-    return lines
+        notes.append(f"From {seeds} seeds, the error is a rough one.")
+    if len(run.settings["experiments"]) > 3:
+        notes.append("The best of several rows is partly the luckiest: it was selected by these figures.")
+    return notes
 
 
 def summary(run):
@@ -300,7 +316,7 @@ def summary(run):
     for name, seeds in run.stats.items():
         gain = ""
         if name != baseline and is_finished(run, name) and is_finished(run, baseline):
-            gain = change_text(run.records[baseline], run.records[name], "eval_accuracy")
+            gain = change_text((run, baseline), (run, name), "eval_accuracy")
             gains = True
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
         cells = [train_cell(run, name), cell(seeds, "eval_loss"), cell(seeds, "eval_accuracy")]
@@ -437,13 +453,13 @@ def choose_run_before(folder, settings):
     """
     run = Run(folder, settings, {}, read_codes(folder))
     best = None
-    reason = "there is no other run"
+    reason = "there is no other finished run"
     runs, unreadable = read_runs(run_folders(folder.parent))
     for before in runs:
         edit = find_edit(before, run)
         if not all(is_finished(before, name) for name in before.settings["experiments"]):
-            reason = "no other run has finished"
-        elif edit.no_error:
+            continue
+        if edit.no_error:
             reason = f"the other runs have {edit.no_error}"
         elif not before.settings["experiments"].keys() & settings["experiments"].keys():
             reason = "the other runs have other rows"
@@ -503,19 +519,17 @@ def edit_table(edit):
     """Return a table of the experiments that an edit has changed, as lines."""
     before, after = edit.before, edit.after
     kind = after.settings["kind"]
-    table = [["experiment", "", f"run {before.folder.name}", f"run {after.folder.name}", "change"]]
+    table = [["experiment", kind, f"run {before.folder.name}", f"run {after.folder.name}", "change"]]
     for name in edit.experiments:
+        is_new = name not in before.stats
         first = name
-        for column, heading in (("eval_accuracy", f"{kind} acc"), ("eval_loss", f"{kind} loss")):
-            old, change = "", "new"
-            if name in before.stats:
-                old = cell(before.stats[name], column)
-                change = f"no error: {edit.no_error}"
-                if not edit.no_error:
-                    change = change_text(before.records[name], after.records[name], column)
-            table.append([first, heading, old, cell(after.stats[name], column), change])
+        for quantity in ("accuracy", "loss"):
+            column = f"eval_{quantity}"
+            old = "" if is_new else cell(before.stats[name], column)
+            change = "new" if is_new else change_text((before, name), (after, name), column, edit.no_error)
+            table.append([first, quantity, old, cell(after.stats[name], column), change])
             first = ""
-        if name in before.stats and not edit.no_error:
+        if not is_new and not edit.no_error:
             seed, record = first_records(after)[name]
             fixed, broken = fixed_and_broken(before.records[name][seed], record)
             table.append(["", "images", "", "", f"seed {seed}: {len(fixed)} fixed, {len(broken)} broken"])
@@ -541,9 +555,9 @@ def list_of_runs(folders):
     lines = [""]
     for run in runs:
         number = run.folder.name
-        epochs = {str(facts["epochs"]) for facts in run.settings["experiments"].values()}
+        epochs = {facts["epochs"] for facts in run.settings["experiments"].values()}
         accuracies = [f"{name} {cell(seeds, 'eval_accuracy')[:-1]}" for name, seeds in run.stats.items()]
-        counts = [", ".join(sorted(epochs)), str(len(run.settings["seeds"]))]
+        counts = [", ".join(map(str, sorted(epochs))), str(len(run.settings["seeds"]))]
         table.append(
             [number, run.settings["date"][5:16], *counts, shorten("; ".join(accuracies), WIDTH - 41)]
         )
@@ -1050,16 +1064,13 @@ def show_run(folder):
     can't be read, or if summary.md or standard output can't be written to."""
     run = read_run(folder)
     lines = summary(run)
-    count = len(run.records) - 1  # of the gains
     before = run_before(run)
     pictures = {}
     if before is not None:
         edit = find_edit(before, run)
         lines += edit_lines(edit)
-        count = max(count, len(edit.experiments))
         pictures = pictures_of_edit(edit)
-    if count > 0:
-        lines += notes_on_changes(run, count)
+    lines += notes_on_changes(run, lines)
     for name in ("edit", "fixed"):
         if name not in pictures:  # of a run that is not there any more
             (run.folder / f"{name}.png").unlink(missing_ok=True)
@@ -1101,7 +1112,8 @@ def compare_runs(before_folder, after_folder):
     """Print what changed from one run to another and what that did, and draw it beside their folders. Return
     whether it could be drawn. Raises OSError that names a file that can't be read."""
     edit = find_edit(read_run(before_folder), read_run(after_folder))
-    print(*edit_lines(edit), *notes_on_changes(edit.after, len(edit.experiments)), "", sep="\n")
+    lines = edit_lines(edit)
+    print(*lines, *notes_on_changes(edit.after, lines), "", sep="\n")
     all_drawn = True
     for name, make_figure in pictures_of_edit(edit).items():
         path = edit.after.folder.parent / f"{name}_{edit.before.folder.name}_{edit.after.folder.name}.png"
@@ -1124,7 +1136,10 @@ def main(arguments):
             return 0 if compare_runs(*folders) else 1
         if len(folders) == 1:
             return 0 if show_run(folders[0]) else 1
-        print(*list_of_runs(run_folders(RESULTS)), sep="\n")
+        folders = run_folders(RESULTS)
+        if not folders:
+            raise FileNotFoundError(f"there is no run in {RESULTS}: first run main.py")
+        print(*list_of_runs(folders), sep="\n")
         return 0
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -190,6 +190,10 @@ def test_epochs_that_have_not_finished_are_left_out_and_counted(folder):
 
 DAMAGED = {
     "no JSON": ("settings.json", b"{"),
+    "of an earlier version": (
+        "settings.json",
+        b'{"seeds": [0, 1], "experiments": {"LeNet5": {"epochs": 3}}}',
+    ),
     "of another program": ("settings.json", b'{"EXPERIMENTS": {}}'),
     "a column is missing": ("LeNet5-seed0.csv", b"epoch,train_loss,train_accuracy\n1,0.5,0.9\n"),
     "a word": ("LeNet5-seed0.csv", f"{','.join(plot.COLUMNS)}\n1,high,0.5,1,0.5,1,1\n".encode()),
@@ -222,10 +226,9 @@ def test_the_table_holds_means_deviations_and_gains(folder, trained):
         assert table[name]["test loss"] == f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
         assert table[name]["train acc"] == f"{np.mean(train):.2f} ± {np.std(train, ddof=1):.2f}%"
         assert abs(np.mean(train) / 100 - column(seeds[0], "train_accuracy")[-1]) > 0.005
-    mlp, lenet = (
-        {seed: record for seed, (_, record) in trained[name].items()} for name in ("CustomMLP", "LeNet5")
-    )
-    assert table["CustomMLP"]["gain"] == plot.change_text(lenet, mlp, "eval_accuracy")
+    run = shown(folder)
+    gain = plot.change_text((run, "LeNet5"), (run, "CustomMLP"), "eval_accuracy")
+    assert table["CustomMLP"]["gain"] == gain
     assert table["LeNet5"]["gain"] == ""
 
 
@@ -277,6 +280,22 @@ def test_summary_md_holds_row_layers_and_epochs(tmp_path, trained):
 # What a change means
 
 
+def run_of(records):
+    """A Run with these records, {seed: record}, of an experiment, and its name, as change_text takes them."""
+    stats = {}
+    for seed, record in records.items():
+        accuracy = plot.scores(record, "eval_accuracy").mean() / 100
+        loss = plot.scores(record, "eval_loss").mean()
+        stats[seed] = {"eval_accuracy": np.array([accuracy]), "eval_loss": np.array([loss])}
+    run = plot.Run(None, {}, {"A": stats}, {})
+    vars(run)["records"] = {"A": records}
+    return run, "A"
+
+
+def change_of(before, after, column="eval_accuracy"):
+    return plot.change_text(run_of(before), run_of(after), column)
+
+
 def test_the_error_of_one_seed_is_the_root_of_the_number_of_changed_answers():
     before, fixed, broken = (np.ones(10_000, int) for _ in range(3))
     before[:50] = 0
@@ -286,11 +305,10 @@ def test_the_error_of_one_seed_is_the_root_of_the_number_of_changed_answers():
         after[50 : 50 + 72 - count] = 0
         records = {0: record_of(before)}, {0: record_of(after)}
         assert plot.mean_change(*records, "eval_accuracy")[1] == pytest.approx(72**0.5 / 100, rel=1e-3)
-        assert plot.change_text(*records, "eval_accuracy") == text
-        assert re.fullmatch(r"-0\.\d{4} ± 0\.\d{4}", plot.change_text(*records, "eval_loss"))  # no verdict
-        back = plot.change_text(*reversed(records), "eval_accuracy")
-        assert back == text.replace("+", "-")
-    assert plot.change_text(records[0], records[0], "eval_accuracy") == "+0.00 ± 0.00"
+        assert change_of(*records) == text
+        assert re.fullmatch(r"-0\.\d{4} ± 0\.\d{4}", change_of(*records, "eval_loss"))  # no verdict
+        assert change_of(*reversed(records)) == text.replace("+", "-")
+    assert change_of(records[0], records[0]) == "+0.00 ± 0.00"
 
 
 def random_records(rng, seeds, images):
@@ -383,11 +401,10 @@ def test_the_printed_change_is_the_difference_of_the_printed_means():
     for before, after, change in ((823, 824, "+0.12"), (824, 823, "-0.12"), (822, 823, "+0.11")):
         means = [f"{before / 9:.2f}", f"{after / 9:.2f}"]
         assert f"{float(means[1]) - float(means[0]):+.2f}" == change
-        text = plot.change_text(of_900(before), of_900(after), "eval_accuracy")
-        assert text.split()[0] == change
+        assert change_of(of_900(before), of_900(after)).split()[0] == change
     many = {0: record_of((np.arange(100_000) < 91_444).astype(int))}
     fewer = {0: record_of((np.arange(100_000) < 91_443).astype(int))}
-    assert plot.change_text(many, fewer, "eval_accuracy").startswith("+0.00 ")  # and not -0.00
+    assert change_of(many, fewer).startswith("+0.00 ")  # and not -0.00
 
 
 # What did my edit do?
@@ -414,10 +431,12 @@ def test_a_long_edit_is_cut_and_its_length_said(folder, tmp_path, trained):
 
 
 def test_code_in_any_encoding_is_compared(tmp_path, trained):
-    old = make_run(tmp_path / "1", only(trained), {"model.py": b"\xef\xbb\xbfname = '\xfe'\n"})
-    new = make_run(tmp_path / "2", only(trained), {"model.py": b"name = '\xff'\n"})
-    removed, added = edited(old, new).changes
-    assert removed.endswith(r"- name = '\xfe'") and added.endswith(r"+ name = '\xff'")
+    old = make_run(tmp_path / "1", only(trained), {"model.py": b"\xef\xbb\xbfname = '#1'\n"})
+    new = make_run(tmp_path / "2", only(trained), {"model.py": b"# coding: latin-1\nname = '\xff'\n"})
+    assert edited(old, new).changes == [
+        "model.py, line 1: - name = '#1'",
+        "model.py, line 2: + name = '\xff'",
+    ]
 
 
 def test_experiments_whose_figures_differ_are_compared(folder, tmp_path, trained):
@@ -425,6 +444,7 @@ def test_experiments_whose_figures_differ_are_compared(folder, tmp_path, trained
     trainings = trained | {"CustomMLP": other, "new": trained["LeNet5"]}
     edit = edited(folder, make_run(tmp_path / "2", trainings, CODE | {"model.py": ""}))
     assert edit.experiments == ["CustomMLP", "new"]  # LeNet5 has not changed
+    runs = (edit.before, "CustomMLP"), (edit.after, "CustomMLP")
     headings, accuracy, loss, images, *new = cells(plot.edit_lines(edit))
     assert headings[2:4] == ["run 1", "run 2"] and accuracy[0] == "CustomMLP"
     for row, name, scale in ((accuracy, "eval_accuracy", 100), (loss, "eval_loss", 1)):
@@ -433,17 +453,14 @@ def test_experiments_whose_figures_differ_are_compared(folder, tmp_path, trained
             mean, error = text.rstrip("%").split(" ± ")
             assert float(mean) == pytest.approx(statistics.mean(ends), abs=0.006 * scale / 100)
             assert float(error) == pytest.approx(statistics.stdev(ends), abs=0.006 * scale / 100)
-        records = (
-            {seed: record for seed, (_, record) in run.items()} for run in (trained["CustomMLP"], other)
-        )
-        assert row[4] == plot.change_text(*records, name)
+        assert row[4] == plot.change_text(*runs, name)
     old, now = (record["logits"].argmax(axis=1) for _, record in (trained["CustomMLP"][0], other[0]))
     labels = other[0][1]["labels"]
     fixed, broken = ((old != labels) & (now == labels)).sum(), ((old == labels) & (now != labels)).sum()
     assert re.findall(r"\d+", images[4]) == ["0", str(fixed), str(broken)]  # of seed 0
-    assert [row[:3] for row in new] == [["new", "test acc", ""], ["", "test loss", ""]]
+    assert [row[:3] for row in new] == [["new", "accuracy", ""], ["", "loss", ""]]
     figure = plot.plot_edit(edit)
-    assert [line.get_linestyle() for line in figure.axes[0].lines[:3]] == ["--", "-", "-"]
+    assert sorted(line.get_linestyle() for line in figure.axes[0].lines[:3]) == ["-", "-", "--"]
     assert "nn.ReLU" in figure.get_suptitle()
 
 
@@ -529,15 +546,13 @@ def test_a_run_that_cannot_be_compared_says_why(tmp_path, trained):
     reasons = []
     one = only(trained)
     others = (
-        None,
         {"trainings": {"LeNet5": {0: ([], None)}}},  # not finished
         {"trainings": one, "eval_checksum": "xyz"},
         {"trainings": {"LeNet5": {1: one["LeNet5"][0]}}},
         {"trainings": {"A": one["LeNet5"]}},
     )
     for index, other in enumerate(others):
-        if other is not None:
-            make_run(tmp_path / str(index) / "1", **other)
+        make_run(tmp_path / str(index) / "1", **other)
         number, (line,) = chosen(tmp_path / str(index) / "2", one)
         assert number is None
         reasons.append(line)
@@ -607,7 +622,7 @@ def test_the_list_tells_runs_apart_and_reads_no_record(tmp_path, trained, monkey
     for name, seeds in trained.items():
         accuracies = [100 * column(training, "eval_accuracy")[-1] for training in seeds.values()]
         assert f"{name} {np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}" in nine[4]
-    assert nine[4].split("%")[0].split(", ")[0] in ten[4]
+    assert nine[4].split("; ")[0] in ten[4]
     changes = {line.partition(":")[0]: line for line in lines if re.match(r"\d+: ", line)}
     assert "9," in changes["10"] and "model.py, line 3: +     long = [1, 1" in changes["10"]
     assert "none" in changes["9"] and "none" in changes["11"]
@@ -882,7 +897,8 @@ def test_fixed_and_broken_images_stand_above_the_wrong_answer(tmp_path, trained,
         for number, text in enumerate(axes.texts, start=first):
             x, y = text.get_position()
             assert picture[y - 10, x] == number
-            assert re.findall(r"\d", text.get_text())[:2] == ["0", str(answer)]
+            before_and_after = [str(answer), "0"] if answer == 4 else ["0", str(answer)]
+            assert re.findall(r"\d", text.get_text())[:3] == ["0", *before_and_after]
 
 
 def test_pictures_show_the_first_finished_seed(tmp_path, trained):
