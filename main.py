@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import pickle
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -77,7 +78,7 @@ class Experiment:
     # SGD with MOMENTUM, or a class of torch.optim such as torch.optim.AdamW, which ignores MOMENTUM.
     optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.SGD, momentum=MOMENTUM)
     optimizer_options: dict = field(default_factory=dict)  # further arguments, such as weight_decay
-    # None for a constant rate, or a function like one_cycle that returns any scheduler of PyTorch.
+    # None for a constant rate, or a function like one_cycle that returns a scheduler, stepped per batch.
     schedule: Callable | None = one_cycle
     update_bn: bool = False  # whether batch norm's averages are computed again, see update_batch_norm
     batch_size: int = BATCH_SIZE
@@ -98,8 +99,6 @@ EXPERIMENTS = [
         update_bn=True,
     ),
 ]
-
-CORES = torch.get_num_threads()  # as PyTorch counts them
 
 # How a model learns ---------------------------------------------------------------------------------
 
@@ -229,13 +228,7 @@ def run_training(experiment, data, seed, folder, quiet=False):
     set_seed(seed)
     train_loader, model, optimizer, scheduler = build(experiment, data.train_set)
     test_loader = dataset.batches(data.test_set, 1000)  # without gradients, larger batches are faster
-    learning_rates = []
-
-    def note_learning_rate(optimizer, args, kwargs):  # PyTorch calls it before each step
-        learning_rates.append(float(optimizer.param_groups[0]["lr"]))
-
-    with suppress(AttributeError):  # an optimizer from elsewhere may have no hooks
-        optimizer.register_step_pre_hook(note_learning_rate)
+    learning_rates = record_learning_rates(optimizer)
     history = []
     for epoch in range(1, experiment.epochs + 1):
         start = time.perf_counter()
@@ -274,6 +267,18 @@ def set_seed(seed):
     torch.manual_seed(seed)
 
 
+def record_learning_rates(optimizer):
+    """Return a list to which each step of an optimizer will add its learning rate."""
+    learning_rates = []
+
+    def note(optimizer, args, kwargs):  # PyTorch calls it before each step
+        learning_rates.append(float(optimizer.param_groups[0]["lr"]))
+
+    with suppress(AttributeError):  # an optimizer from elsewhere may have no hooks
+        optimizer.register_step_pre_hook(note)
+    return learning_rates
+
+
 def update_batch_norm(model, train_set, experiment):
     """Compute the stored averages of batch norm again, if the model has any.
 
@@ -281,7 +286,7 @@ def update_batch_norm(model, train_set, experiment):
     averages in testing. After an epoch, these come from the last, augmented batches. Averages of up to
     10,000 unaugmented images fit the test images better. Dropout stays on, as in training.
     """
-    batch_size = min(experiment.batch_size, 1000)  # large batches of training would be too few
+    batch_size = min(experiment.batch_size, 1000)  # of larger ones, 10,000 images are too few
     loader = dataset.batches(train_set.some(10_000), batch_size, drop_last=True)
     torch.optim.swa_utils.update_bn(loader, model, experiment.device)
 
@@ -290,7 +295,7 @@ def save_weights(path, model):
     """Write the weights of a model, on the CPU, as a file that `torch.load` reads."""
     weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     content = io.BytesIO()
-    torch.save(weights, content)  # into a file, it would hide that a disk is full
+    torch.save(weights, content)  # writing to a file itself, it hides that the disk is full
     with dataset.whole_file(path) as file:
         file.write(content.getvalue())
 
@@ -311,7 +316,7 @@ def write_csv(path, history):
 
 def run(experiments, seeds):
     """Train every experiment with every seed, then tabulate and draw. Return the exit code: 0, or 1 if a
-    training or a picture failed.
+    training, a picture or an answer to a digit of your own failed.
 
     Raises UserError or OSError, with a message for the user, if a setting, a row or a file is at fault, and
     KeyboardInterrupt after Ctrl-C or SIGTERM, when the finished epochs are drawn.
@@ -326,17 +331,22 @@ def run(experiments, seeds):
     jobs.sort(key=lambda job: facts[job[0].name]["seconds"], reverse=True)  # no long one is left for the end
     print_opening(about_data, facts, jobs, folder)
     try:
-        all_finished = run_jobs(train_and_report, jobs, meanwhile=partial(plot.draw_comparison, folder))
+        all_finished = run_jobs(
+            partial(train_and_report, facts, len(seeds), time.time()),
+            jobs,
+            meanwhile=partial(plot.draw_comparison, folder),
+        )
     finally:  # also after Ctrl-C; a second one must not cost the pictures
         with interrupts_held_back():
             all_drawn = plot.show_run(folder)
-    pictures = dataset.pictures_in(dataset.in_project(DIGITS_DIR))
-    if pictures:
-        ask(pictures, experiments, folder, folder / "my_digits.png")
-    return 0 if all_finished and all_drawn else 1
+    all_answered = answer_my_digits(experiments, folder)
+    return 0 if all_finished and all_drawn and all_answered else 1
 
 
 # What is checked first ------------------------------------------------------------------------------
+
+
+STANDARD_LIBRARY = Path(traceback.__file__).resolve().parent
 
 
 def code_of_run():
@@ -347,7 +357,7 @@ def code_of_run():
     goes on with what it has imported.
     """
     this = Path(__file__).resolve()
-    code = {this.name: this.read_bytes()}  # under a profiler, sys.modules lacks it
+    code = {this.name: this.read_bytes()}  # under a profiler, __main__ is another module
     for module in [*sys.modules.values()]:
         path = getattr(module, "__file__", None)
         if path is None or not is_own_code(path):
@@ -361,54 +371,64 @@ def code_of_run():
 
 
 def is_own_code(path):
-    """Whether a path is that of a Python file in the project's folder, and not in a virtual environment."""
+    """Whether a path is that of a Python file in the project's folder, and not installed there."""
     path = Path(path).resolve()
-    if not path.is_relative_to(dataset.PROJECT) or {"site-packages", ".venv"} & set(path.parts):
-        return False
-    return path.suffix == ".py" and path.is_file()
+    return path.is_relative_to(dataset.PROJECT) and path.is_file() and not is_installed(path)
+
+
+def is_installed(path):
+    """Whether a path is not that of a Python file that somebody has written here: it belongs to Python or a
+    library."""
+    path = Path(path).resolve()
+    is_library = {"site-packages", ".venv"} & set(path.parts) or path.is_relative_to(STANDARD_LIBRARY)
+    return bool(is_library) or path.suffix != ".py"
 
 
 def check_settings(experiments, seeds):
-    """Raise UserError for mistakes in a setting, and in what all rows have: no experiment, names that can't
-    be those of files or are taken, no seed or the same one twice."""
-    if WORKERS is not None and not is_count(WORKERS):
-        raise UserError(f"main.py: {WORKERS = } must be None or a whole number, at least 1")
-    if isinstance(seeds, int):
-        raise UserError(f"main.py: SEEDS = {seeds} must be several seeds, or one as ({seeds},)")
+    """Raise UserError that names a setting whose value can't be used."""
+    for setting in ("BASELINE", "DATA_DIR", "DIGITS_DIR"):
+        value = globals()[setting]
+        if not isinstance(value, str | Path) or value == "":
+            raise UserError(f"main.py: {setting} = {value!r} must be a text in quotes")
+    for setting in ("WORKERS", "TRAINING_IMAGES"):
+        value = globals()[setting]
+        if value is not None and not is_count(value):
+            raise UserError(f"main.py: {setting} = {value!r} must be None or a whole number, at least 1")
+    if VALIDATION_IMAGES != 0 and not is_count(VALIDATION_IMAGES):
+        raise UserError(f"main.py: {VALIDATION_IMAGES = } must be a whole number, at least 0")
+    are_numbers = isinstance(seeds, list | tuple | range) and all(isinstance(seed, int) for seed in seeds)
+    if not are_numbers or not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+        rule = "must be different whole numbers from 0 to 2**32 - 1, also a single one as (0,)"
+        raise UserError(f"main.py: SEEDS = {seeds!r} {rule}")
     if not isinstance(experiments, list) or not experiments:
         raise UserError("main.py: EXPERIMENTS must be a list of rows, at least one: [Experiment(...)]")
-    if not seeds:
-        raise UserError("main.py: SEEDS needs at least one seed, as (0,)")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"main.py: SEEDS = {seeds} holds a seed twice")
-    for seed in seeds:
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise UserError(f"main.py: SEEDS = {seeds}: {seed!r} is no whole number from 0 to {2**32 - 1:,}")
     taken = set(plot.PICTURES)
     for experiment in experiments:
-        if not isinstance(experiment, Experiment) or not isinstance(experiment.name, str):
-            raise UserError(
-                f"main.py: a row of EXPERIMENTS must be Experiment('name', ...), not {experiment!r}"
-            )
-        row = row_of(experiment)
-        for character in experiment.name:
-            if character in '/\\:*?"<>|' or not character.isprintable():
-                raise UserError(f"{row}: the name of a file can't contain {character!r}")
-        if experiment.name.casefold() in taken:
-            raise UserError(f"{row}: another row or a picture of the run has this name")
+        check_row(experiment, taken)
         taken.add(experiment.name.casefold())
-        for setting in ("epochs", "batch_size"):
-            value = getattr(experiment, setting)
-            if not is_count(value):
-                name = f"{setting.upper()} or {setting}"
-                raise UserError(f"{row}: {name} = {value!r} must be a whole number, at least 1")
-        try:
-            torch.empty(0, device=experiment.device)
-        except Exception as error:  # PyTorch raises many kinds
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"{row}: DEVICE or device = {experiment.device!r} can't be used: {reason}"
-            ) from error
+
+
+def check_row(experiment, taken):
+    """Raise UserError that names a row of which no training can begin. taken: the names of others, in small
+    letters."""
+    if not isinstance(experiment, Experiment) or not isinstance(experiment.name, str):
+        raise UserError(f"main.py: a row of EXPERIMENTS must be Experiment('name', ...), not {experiment!r}")
+    row = row_of(experiment)
+    for character in experiment.name:
+        if character in '/\\:*?"<>|' or not character.isprintable():
+            raise UserError(f"{row}: the name of a file can't contain {character!r}")
+    if experiment.name.casefold() in taken:
+        raise UserError(f"{row}: another row or a picture of the run has this name")
+    for setting in ("epochs", "batch_size"):
+        value = getattr(experiment, setting)
+        if not is_count(value):
+            name = f"{setting.upper()} or {setting}"
+            raise UserError(f"{row}: {name} = {value!r} must be a whole number, at least 1")
+    try:
+        torch.empty(0, device=experiment.device)
+    except Exception as error:  # PyTorch raises many kinds
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{row}: DEVICE or device = {experiment.device!r} can't be used: {reason}") from error
 
 
 def is_count(value):
@@ -431,7 +451,7 @@ def try_experiments(experiments, data, seed):
     with tempfile.TemporaryDirectory() as folder:
         jobs = [(experiment, data, seed, Path(folder)) for experiment in experiments]
         if not run_jobs(dry_run, jobs):
-            raise UserError("nothing was trained, since not every row can be")
+            raise UserError("nothing was trained: mend the rows named above")
         facts = {}
         for experiment in experiments:
             text = Path(folder, f"{experiment.name}.json").read_text(encoding="utf-8")
@@ -448,16 +468,16 @@ def dry_run(experiment, data, seed, folder):
     What it finds is written to <name>.json, as settings.json keeps it: the `row` and its `epochs`, the
     number of `parameters`, roughly how many `seconds` a training takes, and `warnings`.
     """
-    check_row(experiment)
+    check_classes(experiment)
     few = Data(data.train_set.subset(slice(4 * experiment.batch_size)), data.test_set.subset(slice(100)))
-    run_training(replace(experiment, epochs=2), few, seed, folder, quiet=True)
+    run_training(shortened(experiment, data), few, seed, folder, quiet=True)
     path = folder / f"{experiment.name}-seed{seed}"
     model, answers_again = load_model(experiment, path)
     with np.load(f"{path}.npz") as record:
         warnings = warnings_about(experiment, record, answers_again)
     seconds = plot.read_csv(Path(f"{path}.csv"))["seconds"]
     found = {
-        "row": repr(experiment),
+        "row": re.sub(" at 0x[0-9a-f]+", "", repr(experiment)),  # of functions
         "epochs": experiment.epochs,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         # of the second epoch, since the first one includes what is done only once
@@ -467,7 +487,20 @@ def dry_run(experiment, data, seed, folder):
     Path(folder, f"{experiment.name}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def check_row(experiment):
+def shortened(experiment, data):
+    """Return an experiment with two epochs, whose schedule is that of the whole training: a warm-up of 500
+    steps, say, fits no shorter one."""
+    steps = experiment.epochs * (len(data.train_set) // experiment.batch_size)
+    schedule = None
+    if experiment.schedule is not None:
+
+        def schedule(optimizer, total_steps):
+            return experiment.schedule(optimizer, max(steps, total_steps))
+
+    return replace(experiment, epochs=2, schedule=schedule)
+
+
+def check_classes(experiment):
     """Raise UserError if model or optimizer is an object instead of a class, or transform or loss a class
     instead of an object."""
     for setting in ("model", "optimizer"):
@@ -495,7 +528,7 @@ def warnings_about(experiment, record, answers_again):
         )
     elif not same_logits(logits[record["input_index"]], record["input_logits"]):
         warnings.append(
-            "an image alone gets another answer than among others. Batch norm needs its stored averages "
+            "an image gets a different answer alone than in a batch. Batch norm needs its stored averages "
             "(track_running_stats=True), and a model must not mix the images of a batch."
         )
     if logits.min() > 0 and logits.max() < 1:
@@ -511,13 +544,14 @@ def warnings_about(experiment, record, answers_again):
 
 
 def same_logits(logits, others):
-    """Whether two sets of logits differ by rounding only. On a GPU, that is more than on a CPU."""
+    """Whether two sets of logits agree up to rounding, which is coarser on a GPU."""
     return np.allclose(logits, others, rtol=0, atol=0.02 * np.abs(others).max())
 
 
 # Several trainings at the same time -----------------------------------------------------------------
 
 
+CORES = torch.get_num_threads()  # as PyTorch counts them
 FAILED = 3  # exit code of a process after an error of its own; systems use 1 and negative numbers
 
 
@@ -570,7 +604,7 @@ def run_jobs(function, jobs, meanwhile=None):
                     process.join()
     exit_codes = [process.exitcode for process in processes]
     if any(exit_code not in (0, FAILED) for exit_code in exit_codes):
-        reason = "a process was ended from outside, perhaps since memory ran out: try WORKERS = 1"
+        reason = "a process has ended without a word, perhaps because memory ran out: try WORKERS = 1"
         print(f"error: {reason}", file=sys.stderr)
     return not any(exit_codes)
 
@@ -647,7 +681,7 @@ def own_traceback(error):
     whole = traceback.TracebackException.from_exception(error)
     part = whole
     while part is not None:
-        part.stack[:] = [frame for frame in part.stack if is_own_code(frame.filename)]
+        part.stack[:] = [frame for frame in part.stack if not is_installed(frame.filename)]
         part = part.__cause__ or part.__context__
     return "".join(whole.format())
 
@@ -695,9 +729,9 @@ def start_run(code, about_data, facts, experiments, seeds):
         path = folder / "code" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(source)
-    settings["compared_with"], lines = plot.choose_run_before(folder, settings)
+    settings["compared_with"], settings["edit"] = plot.choose_run_before(folder, settings)
     (folder / "settings.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    print(*lines, "", sep="\n")
+    print(*settings["edit"], "", sep="\n")
     return folder
 
 
@@ -715,20 +749,17 @@ def print_opening(about_data, facts, jobs, folder):
     print(HEADINGS.format(kind=about_data["kind"]), flush=True)
 
 
-def train_and_report(experiment, data, seed, folder):
+def train_and_report(facts, seed_count, start, experiment, data, seed, folder):
     """Do one training of a run. Then print how many have finished, and how long the others will take: in
-    proportion to the seconds that the dry runs have found."""
+    proportion to the seconds that the dry runs have found. start: when the first one began."""
     run_training(experiment, data, seed, folder)
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    facts = settings["experiments"]
     finished = [path.stem.rpartition("-seed")[0] for path in folder.glob("*.npz")]
     done = sum(facts[name]["seconds"] for name in finished)
-    left = sum(found["seconds"] for found in facts.values()) * len(settings["seeds"]) - done
-    elapsed = time.time() - (folder / "settings.json").stat().st_mtime
-    total = len(facts) * len(settings["seeds"])
+    left = sum(found["seconds"] for found in facts.values()) * seed_count - done
+    total = len(facts) * seed_count
     line = f"{experiment.name}, seed {seed} has finished: {len(finished)} of {total}"
     if len(finished) < total:
-        line += f", about {duration_text(elapsed * left / done)} left"
+        line += f", about {duration_text((time.time() - start) * left / done)} left"
     print(f"{line}\n", end="", flush=True)
 
 
@@ -756,10 +787,13 @@ def predict(model, images, device):
 
 
 def record_of(model, experiment, data):
-    """Return a dict for np.savez, what tables and pictures show of a trained model: its accuracy on up to
-    10,000 training images, as they are; logits (N, 10), labels (N,) and mistakes, uint8 (M, 28, 28), of the
-    test images; what its layers make of the one of the first hundred that it is least sure of; and what the
-    transform makes of some training images."""
+    """Return a dict for np.savez, what tables and pictures show of a trained model:
+
+    * its accuracy on up to 10,000 training images, as they are
+    * logits (N, 10), labels (N,) and mistakes, uint8 (M, 28, 28), of the test images
+    * the outputs of its layers for that one of the first hundred of which it is least certain
+    * what the transform makes of some training images
+    """
     device = experiment.device
     loader = dataset.batches(data.train_set.some(10_000), 1000)
     _, train_accuracy = test(model, loader, device, nn.CrossEntropyLoss())
@@ -833,8 +867,8 @@ def samples(experiment, train_set):
 
 
 def load_model(experiment, path):
-    """Return a new model with the weights that a training has left, on the CPU, and whether it gives the
-    digit that is stored with them the answer that is stored there.
+    """Return a new model with the weights that a training has left, on the CPU, and whether it still gives
+    the stored digit its stored logits.
 
     path: that of the files of a training, without the ending.
     """
@@ -883,6 +917,12 @@ def ask(pictures, experiments, folder, drawing):
     return drawn and len(logits) == len(experiments) and len(digits["names"]) == len(pictures)
 
 
+def answer_my_digits(experiments, folder):
+    """Ask the models of a run about the pictures in DIGITS_DIR. Return whether all were answered."""
+    pictures = dataset.pictures_in(dataset.in_project(DIGITS_DIR))
+    return not pictures or ask(pictures, experiments, folder, folder / "my_digits.png")
+
+
 def newest_run():
     """Return the folder of the newest run that has finished a training. Raises UserError if there is none."""
     for folder in plot.run_folders(plot.RESULTS):
@@ -896,7 +936,7 @@ def newest_run():
 
 def main(arguments):
     """Run what is asked for on the command line. Return the exit code: that of `run`, 1 if a picture or a
-    model was left out, 2 if something is at fault that is then named, 130 if interrupted."""
+    model was left out, 2 after an error message, 130 if interrupted."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("pictures", nargs="*", help="of one digit each, or folders of them")

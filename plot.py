@@ -17,6 +17,7 @@ import sys
 import textwrap
 import tokenize
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import cycle, zip_longest
@@ -29,7 +30,7 @@ LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally 
 MEASURES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
 COMPARED = ("description", "train_checksum", "eval_checksum", "seeds", "python", "torch", "numpy")  # settings
 COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
-SETTINGS = {*COMPARED, "date", "kind", "workers", "baseline", "compared_with", "experiments"}
+SETTINGS = {*COMPARED, "date", "kind", "workers", "baseline", "compared_with", "edit", "experiments"}
 WIDTH = 100  # characters of a line
 
 # So that no table and no picture grows without bound:
@@ -120,8 +121,8 @@ def read_run(folder):
 
 
 def read_runs(folders):
-    """Return the Runs in some folders, given the newest first, the oldest first, and "" or a text that names
-    those that can't be read."""
+    """Return the Runs in some folders, given the newest first, the oldest first. Those that can't be read
+    cost one line on standard error."""
     runs = []
     unreadable = []
     for folder in reversed(folders):
@@ -129,8 +130,10 @@ def read_runs(folders):
             runs.append(read_run(folder))
         except OSError:
             unreadable.append(folder.name)
-    text = f"these can't be read, perhaps made by another version: {', '.join(unreadable)}"
-    return runs, text if unreadable else ""
+    if unreadable:
+        reason = "these runs can't be read, perhaps made by another version"
+        print(f"warning: {reason}: {', '.join(unreadable)}", file=sys.stderr)
+    return runs
 
 
 def read_record(path):
@@ -175,7 +178,9 @@ def code_lines(text):
 
 def is_finished(run, name):
     """Whether all trainings of an experiment have run through all of their epochs."""
-    return all((run.folder / f"{name}-seed{seed}.npz").exists() for seed in run.settings["seeds"])
+    seeds = run.settings["seeds"]
+    has_epochs = run.stats.get(name, {}).keys() >= set(seeds)
+    return has_epochs and all((run.folder / f"{name}-seed{seed}.npz").exists() for seed in seeds)
 
 
 def first_records(run):
@@ -191,11 +196,6 @@ def layers_of(record):
 
 
 # Tables ---------------------------------------------------------------------------------------------
-
-
-def shorten(text, width):
-    """Return a text, cut to a width in characters."""
-    return text if len(text) <= width else f"{text[: width - 4]} ..."
 
 
 def markdown(table):
@@ -263,14 +263,15 @@ def mean_change(before, after, column):
         of_seeds = changes.mean(axis=1)
         rest = changes - of_images - of_seeds[:, None] + changes.mean()
         rest_variance = np.sum(rest**2) / ((seed_count - 1) * (image_count - 1))
-        # What the seeds' means vary by the choice of the images is counted above.
+        # The part of their variance that comes from the images is already counted.
         variance += max(0, of_seeds.var(ddof=1) / seed_count - rest_variance / rest.size)
     return changes.mean(), math.sqrt(variance)
 
 
 def change_text(before, after, column, no_error=""):
     """Return how much a printed mean has changed as text, with its error or why there is none, such as
-    "+0.13 ± 0.08, may be chance". Only accuracies get a verdict: the errors of losses do not hold as well.
+    "+0.13 ± 0.08, may be chance". Only accuracies get a verdict: the standard error of a loss is less
+    reliable.
 
     before, after: pairs of a Run and the name of an experiment.
     """
@@ -299,7 +300,7 @@ def notes_on_changes(run, lines):
     ]
     seeds = len(run.settings["seeds"])
     if 1 < seeds < 4:
-        notes.append(f"From {seeds} seeds, the error is a rough one.")
+        notes.append(f"From {seeds} seeds, this error is itself rough.")
     if len(run.settings["experiments"]) > 3:
         notes.append("The best of several rows is partly the luckiest: it was selected by these figures.")
     return notes
@@ -331,7 +332,7 @@ def summary(run):
         remarks.insert(0, f"gain: {kind} accuracy over {baseline}, in percentage points")
     elif len(run.settings["experiments"]) > 1:
         remarks.insert(0, f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
-    return [*lines, "", *remarks] if remarks else lines
+    return [*lines, "", *remarks]
 
 
 def training_remarks(run):
@@ -454,8 +455,7 @@ def choose_run_before(folder, settings):
     run = Run(folder, settings, {}, read_codes(folder))
     best = None
     reason = "there is no other finished run"
-    runs, unreadable = read_runs(run_folders(folder.parent))
-    for before in runs:
+    for before in read_runs(run_folders(folder.parent)):
         edit = find_edit(before, run)
         if not all(is_finished(before, name) for name in before.settings["experiments"]):
             continue
@@ -465,8 +465,6 @@ def choose_run_before(folder, settings):
             reason = "the other runs have other rows"
         elif best is None or len(edit.changes) < len(best.changes):
             best = edit
-    if unreadable:
-        print(f"warning: in {folder.parent}, {unreadable}", file=sys.stderr)
     if best is None:
         return None, [f"Not compared with another run: {reason}"]
     return best.before.folder.name, change_lines(best)
@@ -501,12 +499,13 @@ def change_lines(edit):
 def edit_lines(edit):
     """Return what has changed since another run and what it did, as lines."""
     lines = ["", *change_lines(edit)]
+    if edit.experiments and not edit.changes:
+        lines = [
+            "",
+            f"The code is that of run {edit.before.folder.name}, but results differ. Possible causes: rows",
+            "of another script or notebook, another computer, random numbers without the seed.",
+        ]
     if edit.experiments:
-        if not edit.changes:
-            lines.append("in the code, but results have changed. Possible causes: rows of another script or")
-            lines.append(
-                "notebook, another computer, random numbers without the seed, a file that code/ lacks"
-            )
         lines += ["", *edit_table(edit)]
     elif edit.changes and not edit.unfinished:
         lines += ["", "This changed no loss and no accuracy"]
@@ -550,30 +549,21 @@ def fixed_and_broken(old, new):
 def list_of_runs(folders):
     """Return a table of runs, the oldest first, as lines: when, how many epochs and seeds, the accuracies of
     the rows, and below it what each was compared with and the first line of its edit."""
-    runs, unreadable = read_runs(folders)
+    runs = read_runs(folders)
     table = [["run", "date", "epochs", "seeds", "accuracy in %"]]
     lines = [""]
     for run in runs:
         number = run.folder.name
         epochs = {facts["epochs"] for facts in run.settings["experiments"].values()}
-        accuracies = [f"{name} {cell(seeds, 'eval_accuracy')[:-1]}" for name, seeds in run.stats.items()]
         counts = [", ".join(map(str, sorted(epochs))), str(len(run.settings["seeds"]))]
-        table.append(
-            [number, run.settings["date"][5:16], *counts, shorten("; ".join(accuracies), WIDTH - 41)]
-        )
-        lines.append(shorten(f"{number}: {first_change(run, runs)}", WIDTH))
+        accuracies = [f"{name} {cell(seeds, 'eval_accuracy')[:-1]}" for name, seeds in run.stats.items()]
+        shown = textwrap.shorten("; ".join(accuracies), WIDTH - 41, placeholder=" ...")
+        table.append([number, run.settings["date"][5:16], *counts, shown])
+        edit = " ".join(run.settings["edit"][:3])
+        lines.append(textwrap.shorten(f"{number}: {edit}", WIDTH, placeholder=" ..."))
     if len({run.data for run in runs}) > 1:
         lines += ["", *(f"{run.folder.name}: {run.data}" for run in runs)]
-    return [*markdown(table), *lines, "", unreadable]
-
-
-def first_change(run, runs):
-    """Return what a run was compared with, and the first line of its edit. runs: those that can be read."""
-    for before in runs:
-        if before.folder.name == run.settings["compared_with"]:
-            changes = find_edit(before, run).changes
-            return f"compared with {before.folder.name}, {changes[0] if changes else 'nothing has changed'}"
-    return "compared with none"
+    return [*markdown(table), *lines]
 
 
 # Curves ---------------------------------------------------------------------------------------------
@@ -1092,10 +1082,12 @@ def show_run(folder):
 
 
 def draw_comparison(folder):
-    """Draw the curves of a run that is still training, up to the epochs that have finished."""
-    run = read_run(folder)
-    if run.stats:
-        draw(folder / "comparison.png", plot_comparison, run)
+    """Draw the curves of a run that is still training, up to the epochs that have finished. A file that can't
+    be read just now costs nothing but the picture."""
+    with suppress(OSError):
+        run = read_run(folder)
+        if run.stats:
+            draw(folder / "comparison.png", plot_comparison, run)
 
 
 def pictures_of_edit(edit):
