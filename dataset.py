@@ -436,9 +436,13 @@ def split(train_set, training_images, validation_images):
     order = fixed_permutation(len(train_set))
     left = len(order) - validation_images
     if not 0 <= validation_images < len(order):
-        raise UserError(f"VALIDATION_IMAGES = {validation_images} must be 0 to {len(order) - 1:,}")
+        raise UserError(
+            f"VALIDATION_IMAGES = {validation_images} must be 0 to {len(order) - 1:,}, fewer than there are"
+        )
     if training_images is not None and not 1 <= training_images <= left:
-        raise UserError(f"TRAINING_IMAGES = {training_images} must be None or 1 to {left:,}")
+        raise UserError(
+            f"TRAINING_IMAGES = {training_images} must be None or 1 to {left:,}, as many as there are"
+        )
     chosen = order[:left][:training_images]
     return train_set.subset(chosen.sort().values), train_set.subset(order[left:].sort().values)
 

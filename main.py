@@ -109,13 +109,13 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
     Each batch is scored before the model learns from it, with dropout on and augmentation if
     there is any. So the loss is often higher, and the accuracy lower, than `test`'s.
 
-    loader: batches of images (B, 1, 28, 28) and labels (B,), from any DataLoader.
+    loader: batches of images (B, 1, 28, 28), normalized, and labels (B,), from any DataLoader.
     criterion: maps logits (B, 10) and labels to the average loss, such as nn.CrossEntropyLoss().
     scheduler: changes the learning rate after each batch; None leaves it alone.
 
     Raises UserError if logits and labels do not fit, if there is no batch, or if the loss is not finite.
     """
-    model.train()  # dropout on
+    model.train()  # dropout on, batch norm with the averages of each batch
     total_loss = correct = count = 0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
@@ -124,7 +124,7 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
         loss = criterion(logits, labels)
         optimizer.zero_grad()  # backward adds to the gradients of the last batch
         loss.backward()  # computes the gradient of the loss for each weight
-        optimizer.step()
+        optimizer.step()  # changes each weight so that the loss falls
         if scheduler is not None:
             scheduler.step()
         # The last batch of a loader may be smaller, and its images must not count for more. The totals
@@ -137,9 +137,9 @@ def train(model, loader, device, criterion, optimizer, scheduler=None):
 
 @torch.no_grad()
 def test(model, loader, device, criterion):
-    """Return the average loss per image and the accuracy (0 to 1), with dropout off. Raises UserError
-    as `train` does."""
-    model.eval()  # dropout off
+    """Return the average loss per image and the accuracy (0 to 1), with dropout off and without computing
+    gradients. Raises UserError as `train` does."""
+    model.eval()  # dropout off, batch norm with its stored averages
     total_loss = correct = count = 0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
@@ -316,7 +316,7 @@ def write_csv(path, history):
 
 def run(experiments, seeds):
     """Train every experiment with every seed, then tabulate and draw. Return the exit code: 0, or 1 if a
-    training, a picture or an answer to a digit of your own failed.
+    training or a picture failed.
 
     Raises UserError or OSError, with a message for the user, if a setting, a row or a file is at fault, and
     KeyboardInterrupt after Ctrl-C or SIGTERM, when the finished epochs are drawn.
@@ -339,8 +339,8 @@ def run(experiments, seeds):
     finally:  # also after Ctrl-C; a second one must not cost the pictures
         with interrupts_held_back():
             all_drawn = plot.show_run(folder)
-    all_answered = answer_my_digits(experiments, folder)
-    return 0 if all_finished and all_drawn and all_answered else 1
+    answer_my_digits(experiments, folder)
+    return 0 if all_finished and all_drawn else 1
 
 
 # What is checked first ------------------------------------------------------------------------------
@@ -501,10 +501,12 @@ def shortened(experiment, data):
 
 
 def check_classes(experiment):
-    """Raise UserError if model or optimizer is an object instead of a class, or transform or loss a class
-    instead of an object."""
+    """Raise UserError if model or optimizer is an object instead of a class, or transform, loss or schedule
+    a class instead of an object."""
     for setting in ("model", "optimizer"):
         value = getattr(experiment, setting)
+        if not callable(value):
+            raise UserError(f"{setting}={value!r} must be a class, without quotes")
         if isinstance(value, (nn.Module, torch.optim.Optimizer)):
             kind = type(value).__name__
             raise UserError(f"each seed needs a new {setting}: name its class, {kind}, not {kind}(...)")
@@ -513,6 +515,11 @@ def check_classes(experiment):
         if isinstance(value, type):
             kind = value.__name__
             raise UserError(f"{setting}={kind} is a class: write {setting}={kind}(...)")
+    if isinstance(experiment.schedule, type):
+        kind = experiment.schedule.__name__
+        raise UserError(
+            f"schedule={kind} lacks its settings: write a function like one_cycle that returns it"
+        )
 
 
 def warnings_about(experiment, record, answers_again):
@@ -753,12 +760,16 @@ def train_and_report(facts, seed_count, start, experiment, data, seed, folder):
     """Do one training of a run. Then print how many have finished, and how long the others will take: in
     proportion to the seconds that the dry runs have found. start: when the first one began."""
     run_training(experiment, data, seed, folder)
-    finished = [path.stem.rpartition("-seed")[0] for path in folder.glob("*.npz")]
-    done = sum(facts[name]["seconds"] for name in finished)
-    left = sum(found["seconds"] for found in facts.values()) * seed_count - done
+    finished = len(list(folder.glob("*.npz")))
     total = len(facts) * seed_count
-    line = f"{experiment.name}, seed {seed} has finished: {len(finished)} of {total}"
-    if len(finished) < total:
+    done = 0  # seconds, also of trainings that have not finished
+    with suppress(OSError):  # a CSV may be held by another program
+        for path in folder.glob("*.csv"):
+            found = facts[path.stem.rpartition("-seed")[0]]
+            done += found["seconds"] * len(plot.read_csv(path)["epoch"]) / found["epochs"]
+    left = sum(found["seconds"] for found in facts.values()) * seed_count - done
+    line = f"{experiment.name}, seed {seed} has finished: {finished} of {total}"
+    if finished < total and done > 0:
         line += f", about {duration_text((time.time() - start) * left / done)} left"
     print(f"{line}\n", end="", flush=True)
 
@@ -896,7 +907,7 @@ def ask(pictures, experiments, folder, drawing):
         name = experiment.name
         try:
             if name not in records:
-                raise UserError("it has no finished training there")
+                raise UserError("it has no finished training in this run")
             seed = next(iter(records[name]))
             model, answers_again = load_model(experiment, folder / f"{name}-seed{seed}")
             if not answers_again:
@@ -904,11 +915,8 @@ def ask(pictures, experiments, folder, drawing):
             logits[name] = predict(model, digits["images"], "cpu").numpy()
         except Exception as error:  # a user's own model may raise anything
             reason = " ".join(str(error).split())[:300]
-            advice = "Has its code or its row changed since? Then run main.py again"
-            print(
-                f"error: {row_of(experiment)} can't answer as in {folder}: {reason}. {advice}",
-                file=sys.stderr,
-            )
+            advice = f"Has its code or its row changed since? That of the run is in {folder / 'code'}"
+            print(f"error: {row_of(experiment)} can't answer: {reason}. {advice}", file=sys.stderr)
     if not logits:
         return False
     print("", *plot.digit_table(digits, logits), sep="\n")
@@ -918,9 +926,10 @@ def ask(pictures, experiments, folder, drawing):
 
 
 def answer_my_digits(experiments, folder):
-    """Ask the models of a run about the pictures in DIGITS_DIR. Return whether all were answered."""
+    """Ask the models of a run about the pictures in DIGITS_DIR, if there are any."""
     pictures = dataset.pictures_in(dataset.in_project(DIGITS_DIR))
-    return not pictures or ask(pictures, experiments, folder, folder / "my_digits.png")
+    if pictures:
+        ask(pictures, experiments, folder, folder / "my_digits.png")
 
 
 def newest_run():

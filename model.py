@@ -2,7 +2,7 @@
 
 Logits are unbounded scores, one per digit; the largest one is the model's answer. There is
 no softmax here, because `torch.nn.CrossEntropyLoss` applies it. A second softmax would keep
-the loss above ln(e + 9) - 1 = 1.46, however well the model learns.
+the loss high, however well the model learns.
 
 The comment beside each layer counts its parameters, biases included:
 
@@ -42,7 +42,7 @@ class LeNet5(nn.Module):
         images = images.to(memory_format=torch.channels_last)
         x = self.pool(self.activation(self.conv1(images)))  # (B, 6, 14, 14)
         x = self.pool(self.activation(self.conv2(x)))  # (B, 16, 5, 5)
-        x = x.flatten(start_dim=1)  # (B, 400)
+        x = x.flatten(start_dim=1)  # (B, 16 x 5 x 5 = 400)
         x = self.activation(self.fc1(x))  # (B, 120)
         x = self.activation(self.fc2(x))  # (B, 84)
         return self.fc3(x)  # (B, 10)
@@ -76,7 +76,7 @@ class RegularizedLeNet5(LeNet5):
         # gives other weights, and a step of training takes 1.25 times as long.
         x = self.activation(self.norm1(self.pool(self.conv1(images))))  # (B, 6, 14, 14)
         x = self.activation(self.norm2(self.pool(self.conv2(x))))  # (B, 16, 5, 5)
-        x = x.flatten(start_dim=1)  # (B, 400)
+        x = x.flatten(start_dim=1)  # (B, 16 x 5 x 5 = 400)
         x = self.dropout(self.activation(self.norm3(self.fc1(x))))  # (B, 120)
         x = self.activation(self.norm4(self.fc2(x)))  # (B, 84)
         return self.fc3(x)  # (B, 10)

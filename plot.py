@@ -281,7 +281,7 @@ def change_text(before, after, column, no_error=""):
         means.append(float(f"{values.mean():{form}}"))
     text = f"{means[1] - means[0]:+{form}}"
     if no_error:
-        return f"{text}, no error: {no_error}"
+        return f"{text}, error unknown: {no_error}"
     change, error = mean_change(*(run.records[name] for run, name in (before, after)), column)
     text += f" ± {error:{form}}"
     if column == "eval_accuracy" and abs(change) < 3 * error:
@@ -293,12 +293,14 @@ def notes_on_changes(run, lines):
     """Return lines that say what the errors of gains and changes mean, if some lines hold any."""
     if not re.search(r"[+-][0-9.]+ ±", "\n".join(lines)):
         return []
+    kind = run.settings["kind"]
+    seeds = len(run.settings["seeds"])
+    choice = f"{kind} images and seeds" if seeds > 1 else f"{kind} images"
     notes = [
         "",
-        "± behind a gain or a change is its standard error, from the choice of test images and seeds.",
+        f"± behind a gain or a change is its standard error, from the choice of {choice}.",
         '"may be chance": less than three of these errors; equally good models often differ as much.',
     ]
-    seeds = len(run.settings["seeds"])
     if 1 < seeds < 4:
         notes.append(f"From {seeds} seeds, this error is itself rough.")
     if len(run.settings["experiments"]) > 3:
@@ -352,7 +354,7 @@ def training_remarks(run):
                 continue
             has_high_loss = columns["eval_loss"][-1] > 0.95 * LOSS_OF_GUESSING
             if has_high_loss and columns["eval_accuracy"][-1] < 0.2:
-                advice = "try another learning_rate or activation, and no softmax at the end"
+                advice = "try another learning_rate, more epochs, smaller batches, no softmax at the end"
                 train_accuracy = run.records[name][seed]["train_accuracy"]
                 if train_accuracy > 0.5:
                     advice = f"but {train_accuracy:.0%} of the training images: are these of another kind?"
@@ -413,8 +415,13 @@ def find_edit(before, after):
     """Return the Edit that led from one run to another."""
     changes = code_changes(before.code, after.code)
     for key in COMPARED:
-        if before.settings[key] != after.settings[key]:
+        is_said = key.endswith("checksum") and before.data != after.data  # by the description
+        if before.settings[key] != after.settings[key] and not is_said:
             changes.append(f"{key}: {before.settings[key]} -> {after.settings[key]}")
+    for name, facts in after.settings["experiments"].items():
+        old = before.settings["experiments"].get(name, facts)
+        if old["row"] != facts["row"] and not changes:  # else an edit of main.py has changed it
+            changes.append(f"the row {name!r}, of another script or a notebook")
     experiments = []
     unfinished = []
     for name in after.settings["experiments"]:
@@ -466,7 +473,11 @@ def choose_run_before(folder, settings):
         elif best is None or len(edit.changes) < len(best.changes):
             best = edit
     if best is None:
-        return None, [f"Not compared with another run: {reason}"]
+        return None, [
+            f"Not compared with another run: {reason}.",
+            "",
+            "To see what an edit does, run it without and with the edit.",
+        ]
     return best.before.folder.name, change_lines(best)
 
 
@@ -489,7 +500,7 @@ def change_lines(edit):
     """Return what was edited since another run, as lines."""
     number = edit.before.folder.name
     if not edit.changes:
-        return [f"Nothing has changed since run {number}"]
+        return [f"Nothing has changed since run {number}.", ""]
     shown = edit.changes[:MOST_LINES]
     if len(shown) < len(edit.changes):
         shown.append(f"and {len(edit.changes) - len(shown)} more lines")
@@ -502,8 +513,8 @@ def edit_lines(edit):
     if edit.experiments and not edit.changes:
         lines = [
             "",
-            f"The code is that of run {edit.before.folder.name}, but results differ. Possible causes: rows",
-            "of another script or notebook, another computer, random numbers without the seed.",
+            f"The code is that of run {edit.before.folder.name}, but results differ. Possible causes:",
+            "another computer, random numbers without the seed, another file that the code reads.",
         ]
     if edit.experiments:
         lines += ["", *edit_table(edit)]
@@ -522,7 +533,7 @@ def edit_table(edit):
     for name in edit.experiments:
         is_new = name not in before.stats
         first = name
-        for quantity in ("accuracy", "loss"):
+        for quantity in ("accuracy",) if is_new else ("accuracy", "loss"):
             column = f"eval_{quantity}"
             old = "" if is_new else cell(before.stats[name], column)
             change = "new" if is_new else change_text((before, name), (after, name), column, edit.no_error)
@@ -559,7 +570,9 @@ def list_of_runs(folders):
         accuracies = [f"{name} {cell(seeds, 'eval_accuracy')[:-1]}" for name, seeds in run.stats.items()]
         shown = textwrap.shorten("; ".join(accuracies), WIDTH - 41, placeholder=" ...")
         table.append([number, run.settings["date"][5:16], *counts, shown])
-        edit = " ".join(run.settings["edit"][:3])
+        heading, _, *edits = run.settings["edit"]
+        added = [line for line in edits if ": + " in line]
+        edit = " ".join([heading, *(added or edits)][:2])
         lines.append(textwrap.shorten(f"{number}: {edit}", WIDTH, placeholder=" ..."))
     if len({run.data for run in runs}) > 1:
         lines += ["", *(f"{run.folder.name}: {run.data}" for run in runs)]
@@ -654,12 +667,13 @@ def plot_edit(edit):
     title = [edit.after.title, *edit.changes[:2]]
     if len(edit.changes) > 2:
         title[-1] += f" ... and {len(edit.changes) - 2} more lines"
-    return plot_panels(edit.after, "\n".join(title), edit.experiments, edit.before)
+    return plot_panels(edit.after, "\n".join(title), edit.experiments, edit)
 
 
-def plot_panels(run, title, names, before=None):
-    """Return a Figure of the experiments with these names, and of what they were in the run before: loss and
+def plot_panels(run, title, names, edit=None):
+    """Return a Figure of the experiments with these names, and of what they were before an edit: loss and
     accuracy, training and test, a closer look at the end, and a legend, the best first."""
+    before = edit and edit.before
     names = sorted(names, key=lambda name: -values_of(run.stats[name], "eval_accuracy")[0].mean())
     bottom = max(3, 0.25 * len(names))  # inches, for the legend
     figure = new_figure(10, 6.8 + bottom + 0.2 * title.count("\n"), title)
@@ -681,6 +695,9 @@ def plot_panels(run, title, names, before=None):
             column = "eval_accuracy" if panel == "end" else panel
             lines = [draw_curve(axes, seeds, column, style) for seeds, style in versions]
         accuracies = " \u2192 ".join(cell(seeds, "eval_accuracy") for seeds, _ in versions)
+        if len(versions) > 1:
+            change = change_text((before, name), (run, name), "eval_accuracy", edit.no_error)
+            accuracies += f" ({change})"
         entries[textwrap.fill(f"{accuracies}  {name}", 50)] = tuple(lines)
     for column, heading in run.headings.items():
         panels[column].set_title(heading)
@@ -736,6 +753,9 @@ def look_closer(axes, heading):
     """Finish axes of accuracies, and let them show only the later half of the epochs, and there what has at
     most three times the least error: a model that guesses would press the good ones together."""
     last = axes.dataLim.xmax
+    if last < 4:  # then the whole curves are close enough
+        axes.remove()
+        return
     half = int(last / 2)
     errors = np.concatenate([line.get_ydata()[half:] for line in axes.lines])
     near = errors[errors <= 3 * max(errors.min(), 0.1)]
@@ -856,8 +876,10 @@ def plot_fixed(edit):
         for kind, images, record in zip(forms, fixed_and_broken(old, new), (old, new)):
             heading = f"{name}, seed {seed}: {len(images):,} {kind}"
             sheets[heading] = most_confident(record, images, MOST_FIXED, forms[kind])
-    title = "Fixed and broken by the edit: label (answer before \u2192 after), probability of the wrong one"
-    return plot_sheets(f"{title}\n{edit.after.data}", sheets, room=20)
+    runs = f"run {edit.before.folder.name} to run {edit.after.folder.name}"
+    title = f"Fixed and broken from {runs}, the most confident mistakes"
+    meaning = "label (answer before \u2192 after), probability of the wrong one"
+    return plot_sheets(f"{title}\n{meaning}\n{edit.after.data}", sheets, room=20)
 
 
 def most_confident(record, images, count, form):
@@ -927,9 +949,9 @@ def plot_confusion(run):
 
 def plot_layers(run):
     """Return a Figure of one digit on its way through each model: what comes out of its layers."""
-    digit = f"of the first hundred {run.settings['kind']} images, the digit that it is least sure of"
+    digit = f"the one of a hundred {run.settings['kind']} images of which it is least sure"
     colors = "blue is positive, red negative; where nothing is negative, black is 0"
-    title = f"The way through each model, {digit}\n{colors}\n{run.data}"
+    title = f"A digit on its way through each model: {digit}\n{colors}\n{run.data}"
     figure, panels = bare_panels(title, len(run.records), columns=4, width=4, height=1)
     depth = 0
     for axes, (name, (_, record)) in zip(panels, first_records(run).items()):

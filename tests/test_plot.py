@@ -77,7 +77,7 @@ def make_run(folder, trainings, code=CODE, **changes):
         "workers": 1,
         "baseline": "LeNet5",
         "compared_with": None,
-        "edit": ["Not compared"],
+        "edit": ["Not compared", ""],
         "experiments": {name: facts for name in trainings},
     }
     (folder / "settings.json").write_text(json.dumps(settings | changes), encoding="utf-8")
@@ -459,7 +459,7 @@ def test_experiments_whose_figures_differ_are_compared(folder, tmp_path, trained
     labels = other[0][1]["labels"]
     fixed, broken = ((old != labels) & (now == labels)).sum(), ((old == labels) & (now != labels)).sum()
     assert re.findall(r"\d+", images[4]) == ["0", str(fixed), str(broken)]  # of seed 0
-    assert [row[:3] for row in new] == [["new", "accuracy", ""], ["", "loss", ""]]
+    assert [row[:3] for row in new] == [["new", "accuracy", ""]]
     figure = plot.plot_edit(edit)
     assert sorted(line.get_linestyle() for line in figure.axes[0].lines[:3]) == ["-", "-", "--"]
     assert "nn.ReLU" in figure.get_suptitle()
@@ -488,7 +488,7 @@ def test_an_experiment_that_has_not_finished_is_not_compared(folder, tmp_path, t
 def test_what_is_said_if_code_or_figures_have_not_changed(folder, tmp_path, trained):
     code = CODE | {"model.py": CODE["model.py"] + "\n# better\n"}
     (line,) = filter(None, plot.edit_lines(edited(folder, make_run(tmp_path / "2", trained, code))))
-    assert line == "Nothing has changed since run 1"
+    assert line == "Nothing has changed since run 1."
     other = trained | {"LeNet5": swapped(trained["LeNet5"])}  # the same mean
     other_text = "\n".join(plot.edit_lines(edited(folder, make_run(tmp_path / "3", other))))
     assert "random" in other_text and "| LeNet5" in other_text and "| CustomMLP" not in other_text
@@ -554,7 +554,7 @@ def test_a_run_that_cannot_be_compared_says_why(tmp_path, trained):
     )
     for index, other in enumerate(others):
         make_run(tmp_path / str(index) / "1", **other)
-        number, (line,) = chosen(tmp_path / str(index) / "2", one)
+        number, (line, *_) = chosen(tmp_path / str(index) / "2", one)
         assert number is None
         reasons.append(line)
     assert len(set(reasons)) == len(others)
@@ -1074,7 +1074,7 @@ def test_all_pictures_are_drawn_and_named(tmp_path, trained, capsys):
     out = capsys.readouterr().out
     last_line = out.splitlines()[-1]
     assert all(name in last_line for name in pictures) and str(folder) in last_line
-    assert out.index("| LeNet5") < out.index("since run 1") < out.index(last_line)
+    assert out.index("| LeNet5") < out.index("run 1", out.index("| LeNet5")) < out.index(last_line)
 
 
 def test_if_nobody_reads_the_table_pictures_are_drawn_all_the_same(tmp_path, trained, monkeypatch):
