@@ -67,13 +67,14 @@ class MNIST(Dataset):
         {number}_{label}.png in any folder, such as train/00000_5.png.
     transform: maps a normalized batch, float32 (B, 1, 28, 28), to a batch of the same
         shape, for example an `Augmentation`. It gets the whole batch at once. A random transform
-        of torchvision, such as `rotate`, would treat all images alike; for each image anew:
+        of torchvision, such as `rotate`, would treat all images alike. This treats each on its own:
 
         def rotate_each(images):
             return torch.stack([rotate(image) for image in images])
 
     images: uint8 (N, 28, 28), ordered by number; 0 is background, 255 is ink.
     labels: int64 (N,), 0 to 9.
+
     `dataset[index]` returns (images, labels), the images normalized. An int gives one image
     (1, 28, 28) and its label. A list of ints, a tensor or a slice gives a whole batch
     (B, 1, 28, 28), (B,), many times faster than one image at a time.

@@ -330,12 +330,9 @@ def run(experiments, seeds):
     jobs = [(experiment, data, seed, folder) for experiment in experiments for seed in seeds]
     jobs.sort(key=lambda job: facts[job[0].name]["seconds"], reverse=True)  # no long one is left for the end
     print_opening(about_data, facts, jobs, folder)
+    train_one = partial(train_and_report, facts, len(seeds), time.time())
     try:
-        all_finished = run_jobs(
-            partial(train_and_report, facts, len(seeds), time.time()),
-            jobs,
-            meanwhile=partial(plot.draw_comparison, folder),
-        )
+        all_finished = run_jobs(train_one, jobs, meanwhile=partial(plot.draw_comparison, folder))
     finally:  # also after Ctrl-C; a second one must not cost the pictures
         with interrupts_held_back():
             all_drawn = plot.show_run(folder)

@@ -754,7 +754,7 @@ def test_a_cache_is_read_and_holds_those_of_the_tar(tar_path, train_set):
     assert torch.equal(MNIST(tar_path).images, 255 - train_set.images[:30])
 
 
-def test_a_damaged_cache_is_made_anew(tar_path, train_set):
+def test_a_damaged_cache_is_made_again(tar_path, train_set):
     MNIST(tar_path)
     whole = cache_of(tar_path).read_bytes()
     positions = [*range(0, len(whole), 497), len(whole) - 1]
@@ -768,7 +768,7 @@ def test_a_damaged_cache_is_made_anew(tar_path, train_set):
         assert_same_images(tar_path, train_set)
 
 
-def test_a_cache_of_another_tar_is_made_anew(tar_path, train_set, test_set):
+def test_a_cache_of_another_tar_is_made_again(tar_path, train_set, test_set):
     MNIST(tar_path)
     before = cache_of(tar_path).read_bytes()
     os.remove(tar_path)
@@ -778,7 +778,7 @@ def test_a_cache_of_another_tar_is_made_anew(tar_path, train_set, test_set):
     assert cache_of(tar_path).read_bytes() != before
 
 
-def test_a_cache_of_another_version_of_the_code_is_made_anew(tmp_path, tar_path, train_set):
+def test_a_cache_of_another_version_of_the_code_is_made_again(tmp_path, tar_path, train_set):
     source = Path(dataset.__file__).read_text(encoding="utf-8")
     source = source.replace("return image.tobytes()", "return bytes(255 - i for i in image.tobytes())")
     (tmp_path / "edited.py").write_text(source, encoding="utf-8")
