@@ -467,7 +467,13 @@ def dry_run(experiment, data, seed, folder):
     """
     check_classes(experiment)
     few = Data(data.train_set.subset(slice(4 * experiment.batch_size)), data.test_set.subset(slice(100)))
-    run_training(shortened(experiment, data), few, seed, folder, quiet=True)
+    short = replace(experiment, epochs=2)
+    if (
+        experiment.schedule is not None
+    ):  # that of the whole training: a warm-up may be longer than eight steps
+        steps = max(8, experiment.epochs * (len(data.train_set) // experiment.batch_size))
+        short = replace(short, schedule=lambda optimizer, total_steps: experiment.schedule(optimizer, steps))
+    run_training(short, few, seed, folder, quiet=True)
     path = folder / f"{experiment.name}-seed{seed}"
     model, answers_again = load_model(experiment, path)
     with np.load(f"{path}.npz") as record:
@@ -482,19 +488,6 @@ def dry_run(experiment, data, seed, folder):
         "warnings": warnings,
     }
     Path(folder, f"{experiment.name}.json").write_text(json.dumps(found), encoding="utf-8")
-
-
-def shortened(experiment, data):
-    """Return an experiment with two epochs, whose schedule is that of the whole training: a warm-up of 500
-    steps, say, fits no shorter one."""
-    steps = experiment.epochs * (len(data.train_set) // experiment.batch_size)
-    schedule = None
-    if experiment.schedule is not None:
-
-        def schedule(optimizer, total_steps):
-            return experiment.schedule(optimizer, max(steps, total_steps))
-
-    return replace(experiment, epochs=2, schedule=schedule)
 
 
 def check_classes(experiment):
@@ -592,14 +585,7 @@ def run_jobs(function, jobs, meanwhile=None):
                 process.start()
             for number in [*range(len(jobs)), *[None] * workers]:
                 numbers.put(number)
-            next_call = time.monotonic() + 30
-            while any(process.is_alive() for process in processes) and not interrupts:
-                time.sleep(0.05)
-                start = time.monotonic()
-                if meanwhile is not None and start > next_call:
-                    meanwhile()
-                    seconds = time.monotonic() - start
-                    next_call = start + max(30, 50 * seconds)  # so it costs at most 2% of the time
+            wait_for(processes, interrupts, meanwhile)
         finally:
             for process in processes:
                 if process.pid is not None:  # else it has not started
@@ -610,6 +596,18 @@ def run_jobs(function, jobs, meanwhile=None):
         reason = "a process has ended without a word, perhaps because memory ran out: try WORKERS = 1"
         print(f"error: {reason}", file=sys.stderr)
     return not any(exit_codes)
+
+
+def wait_for(processes, interrupts, meanwhile):
+    """Wait until all processes have ended, or a request to end comes. Call a function every 30 seconds, or
+    less often if it would take more than 2% of the time."""
+    next_call = time.monotonic() + 30
+    while any(process.is_alive() for process in processes) and not interrupts:
+        time.sleep(0.05)
+        start = time.monotonic()
+        if meanwhile is not None and start > next_call:
+            meanwhile()
+            next_call = start + max(30, 50 * (time.monotonic() - start))
 
 
 def choose_workers(experiments):

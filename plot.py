@@ -226,7 +226,9 @@ def cell(seeds, column, epoch=-1):
 def mean_text(values, form):
     """Return the mean of some numbers as text, with ± their standard deviation if there are several."""
     text = f"{np.mean(values):{form}}"
-    return f"{text} ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else text
+    if len(values) > 1:
+        text += f" ± {np.std(values, ddof=1):{form}}"
+    return text
 
 
 def train_cell(run, name):
@@ -243,7 +245,8 @@ def scores(record, column):
     if column == "eval_accuracy":
         return 100.0 * (logits.argmax(axis=1) == labels)
     logits -= logits.max(axis=1, keepdims=True)
-    return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+    of_labels = logits[np.arange(len(labels)), labels]
+    return np.log(np.exp(logits).sum(axis=1)) - of_labels
 
 
 def mean_change(before, after, column):
@@ -255,7 +258,10 @@ def mean_change(before, after, column):
     Myers (2007), "Multireader multicase variance analysis for binary data". With one seed it holds the images
     alone: for an accuracy, the root of the number of answers that changed, as in McNemar's test.
     """
-    changes = np.array([scores(after[seed], column) - scores(before[seed], column) for seed in before])
+    changes = []
+    for seed in before:
+        changes.append(scores(after[seed], column) - scores(before[seed], column))
+    changes = np.array(changes)
     seed_count, image_count = changes.shape
     of_images = changes.mean(axis=0)
     variance = of_images.var(ddof=1) / image_count
@@ -542,7 +548,8 @@ def edit_table(edit):
         if not is_new and not edit.no_error:
             seed, record = first_records(after)[name]
             fixed, broken = fixed_and_broken(before.records[name][seed], record)
-            table.append(["", "images", "", "", f"seed {seed}: {len(fixed)} fixed, {len(broken)} broken"])
+            counts = f"seed {seed}: {len(fixed)} fixed, {len(broken)} broken"
+            table.append(["", "images", "", "", counts])
     return markdown(table)
 
 
@@ -570,7 +577,8 @@ def list_of_runs(folders):
         accuracies = [f"{name} {cell(seeds, 'eval_accuracy')[:-1]}" for name, seeds in run.stats.items()]
         shown = textwrap.shorten("; ".join(accuracies), WIDTH - 41, placeholder=" ...")
         table.append([number, run.settings["date"][5:16], *counts, shown])
-        heading, _, *edits = run.settings["edit"]
+        heading, *edits = run.settings["edit"]
+        edits = [line for line in edits if line.startswith("    ")]
         added = [line for line in edits if ": + " in line]
         edit = " ".join([heading, *(added or edits)][:2])
         lines.append(textwrap.shorten(f"{number}: {edit}", WIDTH, placeholder=" ..."))
@@ -1096,11 +1104,13 @@ def show_run(folder):
     try:
         print("", *lines, "", "Drawing the pictures ...", sep="\n", flush=True)
     finally:  # even if printing fails, as in python main.py | head
-        drawn = [
-            name for name, make_figure in pictures.items() if draw(run.folder / f"{name}.png", make_figure)
-        ]
-    print(f"In {run.folder}: {'  '.join(['summary.md', *(f'{name}.png' for name in drawn)])}", flush=True)
-    return len(drawn) == len(pictures)
+        drawn = ["summary.md"]
+        for name, make_figure in pictures.items():
+            path = run.folder / f"{name}.png"
+            if draw(path, make_figure):
+                drawn.append(path.name)
+    print(f"In {run.folder}: {'  '.join(drawn)}", flush=True)
+    return len(drawn) == len(pictures) + 1
 
 
 def draw_comparison(folder):
@@ -1128,9 +1138,10 @@ def compare_runs(before_folder, after_folder):
     edit = find_edit(read_run(before_folder), read_run(after_folder))
     lines = edit_lines(edit)
     print(*lines, *notes_on_changes(edit.after, lines), "", sep="\n")
+    numbers = f"{edit.before.folder.name}_{edit.after.folder.name}"
     all_drawn = True
     for name, make_figure in pictures_of_edit(edit).items():
-        path = edit.after.folder.parent / f"{name}_{edit.before.folder.name}_{edit.after.folder.name}.png"
+        path = edit.after.folder.parent / f"{name}_{numbers}.png"
         print(f"Drawing {path} ...", flush=True)
         all_drawn = draw(path, make_figure) and all_drawn
     return all_drawn
