@@ -770,7 +770,7 @@ def train_and_report(facts, seed_count, start, experiment, data, seed, folder):
 
 def duration_text(seconds):
     """Return a duration as text, in seconds or minutes."""
-    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 # What tables and pictures show of a training --------------------------------------------------------

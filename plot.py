@@ -305,7 +305,7 @@ def notes_on_changes(run, lines):
     notes = [
         "",
         f"± behind a gain or a change is its standard error, from the choice of {choice}.",
-        '"may be chance": less than three of these errors; equally good models often differ as much.',
+        '"may be chance": an accuracy that changed by less than three errors; equally good models often do.',
     ]
     if 1 < seeds < 4:
         notes.append(f"From {seeds} seeds, this error is itself rough.")
@@ -364,7 +364,7 @@ def training_remarks(run):
                 train_accuracy = run.records[name][seed]["train_accuracy"]
                 if train_accuracy > 0.5:
                     advice = f"but {train_accuracy:.0%} of the training images: are these of another kind?"
-                lines.append(f"Warning: {name}, seed {seed} has learned nothing: {advice}")
+                lines.append(f"Warning: {name}, seed {seed} has learned almost nothing: {advice}")
     return lines
 
 
@@ -426,8 +426,10 @@ def find_edit(before, after):
             changes.append(f"{key}: {before.settings[key]} -> {after.settings[key]}")
     for name, facts in after.settings["experiments"].items():
         old = before.settings["experiments"].get(name, facts)
-        if old["row"] != facts["row"] and not changes:  # else an edit of main.py has changed it
-            changes.append(f"the row {name!r}, of another script or a notebook")
+        if old["row"] != facts["row"] and before.code.get("main.py") == after.code.get("main.py"):
+            old_parts = old["row"].split(", ")
+            parts = [part for part in facts["row"].split(", ") if part not in old_parts]
+            changes.append(f"row {name!r}: {', '.join(parts)}")
     experiments = []
     unfinished = []
     for name in after.settings["experiments"]:
@@ -509,7 +511,7 @@ def change_lines(edit):
         return [f"Nothing has changed since run {number}.", ""]
     shown = edit.changes[:MOST_LINES]
     if len(shown) < len(edit.changes):
-        shown.append(f"and {len(edit.changes) - len(shown)} more lines")
+        shown.append(f"and {len(edit.changes) - len(shown)} more")
     return [f"Compared with run {number}:", "", *(f"    {line}" for line in shown)]  # Markdown: four for code
 
 
