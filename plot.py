@@ -450,10 +450,9 @@ def code_changes(before, after):
             continue
         removed = [f"{name}, line {number}: - {line}" for number, line in before[name].items()]
         added = [f"{name}, line {number}: + {line}" for number, line in after[name].items()]
-        old, new = list(before[name].values()), list(after[name].values())
-        for kind, old_start, old_end, new_start, new_end in difflib.SequenceMatcher(
-            None, old, new, autojunk=False
-        ).get_opcodes():
+        lines = list(before[name].values()), list(after[name].values())
+        matcher = difflib.SequenceMatcher(None, *lines, autojunk=False)
+        for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():
             if kind != "equal":
                 changes += removed[old_start:old_end] + added[new_start:new_end]
     return changes

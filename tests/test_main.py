@@ -1042,7 +1042,7 @@ def test_a_run_in_a_thread_of_another_program_ends_well(monkeypatch, small_run):
 def test_a_run_under_a_profiler_keeps_its_code(tmp_path):
     """A profiler runs the code of main.py, which then is no module of its own."""
     folder = copy_project(tmp_path)
-    profiler = "exec(compile(open('main.py').read(), 'main.py', 'exec'), scope)"
+    profiler = "exec(compile(open('main.py', 'rb').read(), 'main.py', 'exec'), scope)"
     code = (
         f"scope = {{'__name__': 'none', '__file__': 'main.py'}}; {profiler}; print(*scope['code_of_run']())"
     )

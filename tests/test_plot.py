@@ -424,6 +424,16 @@ def test_the_edit_is_the_lines_that_differ_with_their_places(folder, tmp_path, t
     assert "models/mine.py is gone" in edited(later, folder).changes
 
 
+def test_the_row_of_a_notebook_is_an_edit_too(folder, tmp_path, trained):
+    row = "Experiment(name='LeNet5', learning_rate={}, epochs=3)"
+    facts = [{"epochs": 3, "parameters": 61706, "row": row.format(rate)} for rate in (0.02, 0.01)]
+    before, after = (
+        make_run(tmp_path / f"{index}" / "1", only(trained), experiments={"LeNet5": facts[index]})
+        for index in range(2)
+    )
+    assert edited(before, after).changes == ["row 'LeNet5': learning_rate=0.01"]
+
+
 def test_a_long_edit_is_cut_and_its_length_said(folder, tmp_path, trained):
     long = "".join(f"x{number} = {number}\n\n" for number in range(50))
     later = make_run(tmp_path / "2", trained, CODE | {"model.py": CODE["model.py"] + long})
