@@ -579,7 +579,7 @@ def run_jobs(function, jobs, meanwhile=None):
     except OSError as error:  # without a usable /dev/shm
         raise UserError(f"processes can't share a queue here: set WORKERS = 1 ({error})") from error
     processes = [context.Process(target=work, args=(numbers, function, jobs)) for _ in range(workers)]
-    with interrupts_held_back() as interrupts:
+    with interrupts_held_back(processes) as interrupts:
         try:
             for process in processes:
                 process.start()
@@ -587,9 +587,9 @@ def run_jobs(function, jobs, meanwhile=None):
                 numbers.put(number)
             wait_for(processes, interrupts, meanwhile)
         finally:
+            kill_started(processes)
             for process in processes:
-                if process.pid is not None:  # else it has not started
-                    process.kill()
+                if process.pid is not None:
                     process.join()
     exit_codes = [process.exitcode for process in processes]
     if any(exit_code not in (0, FAILED) for exit_code in exit_codes):
@@ -688,14 +688,19 @@ def own_traceback(error):
 
 
 @contextmanager
-def interrupts_held_back():
+def interrupts_held_back(processes=()):
     """Let the block end before Ctrl-C or SIGTERM, a request to end, raises KeyboardInterrupt. Provide a list
-    that holds what has come."""
+    that holds what has come. Kill some processes at once, whatever the block is doing."""
     received = []
     handlers = {}
+
+    def note(number, frame):
+        received.append(number)
+        kill_started(processes)
+
     in_main_thread = threading.current_thread() is threading.main_thread()  # only there, Python allows it
     for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
-        handlers[number] = signal.signal(number, lambda number, frame: received.append(number))
+        handlers[number] = signal.signal(number, note)
     try:
         yield received
     finally:
@@ -703,6 +708,13 @@ def interrupts_held_back():
             signal.signal(number, handler)
     if received:
         raise KeyboardInterrupt
+
+
+def kill_started(processes):
+    """Kill those of some processes that have started."""
+    for process in processes:
+        if process.pid is not None:
+            process.kill()
 
 
 # The folder of a run --------------------------------------------------------------------------------
