@@ -374,8 +374,8 @@ def is_own_code(path):
 
 
 def is_installed(path):
-    """Whether a path is not that of a Python file that somebody has written here: it belongs to Python or a
-    library."""
+    """Whether a file belongs to Python or a library. All that is no .py file counts as well, such as compiled
+    code."""
     path = Path(path).resolve()
     is_library = {"site-packages", ".venv"} & set(path.parts) or path.is_relative_to(STANDARD_LIBRARY)
     return bool(is_library) or path.suffix != ".py"
@@ -448,7 +448,7 @@ def try_experiments(experiments, data, seed):
     with tempfile.TemporaryDirectory() as folder:
         jobs = [(experiment, data, seed, Path(folder)) for experiment in experiments]
         if not run_jobs(dry_run, jobs):
-            raise UserError("nothing was trained: mend the rows named above")
+            raise UserError("nothing was trained: fix the rows named above")
         facts = {}
         for experiment in experiments:
             text = Path(folder, f"{experiment.name}.json").read_text(encoding="utf-8")
@@ -468,9 +468,8 @@ def dry_run(experiment, data, seed, folder):
     check_classes(experiment)
     few = Data(data.train_set.subset(slice(4 * experiment.batch_size)), data.test_set.subset(slice(100)))
     short = replace(experiment, epochs=2)
-    if (
-        experiment.schedule is not None
-    ):  # that of the whole training: a warm-up may be longer than eight steps
+    if experiment.schedule is not None:
+        # It is that of the whole training, since a warm-up may be longer than these eight steps.
         steps = max(8, experiment.epochs * (len(data.train_set) // experiment.batch_size))
         short = replace(short, schedule=lambda optimizer, total_steps: experiment.schedule(optimizer, steps))
     run_training(short, few, seed, folder, quiet=True)
@@ -587,13 +586,11 @@ def run_jobs(function, jobs, meanwhile=None):
                 numbers.put(number)
             wait_for(processes, interrupts, meanwhile)
         finally:
-            kill_started(processes)
-            for process in processes:
-                if process.pid is not None:
-                    process.join()
+            for process in kill_started(processes):
+                process.join()
     exit_codes = [process.exitcode for process in processes]
     if any(exit_code not in (0, FAILED) for exit_code in exit_codes):
-        reason = "a process has ended without a word, perhaps because memory ran out: try WORKERS = 1"
+        reason = "a process ended unexpectedly, perhaps because memory ran out: try WORKERS = 1"
         print(f"error: {reason}", file=sys.stderr)
     return not any(exit_codes)
 
@@ -711,10 +708,11 @@ def interrupts_held_back(processes=()):
 
 
 def kill_started(processes):
-    """Kill those of some processes that have started."""
-    for process in processes:
-        if process.pid is not None:
-            process.kill()
+    """Kill those of some processes that have started, and return them."""
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        process.kill()
+    return started
 
 
 # The folder of a run --------------------------------------------------------------------------------

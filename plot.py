@@ -470,9 +470,9 @@ def choose_run_before(folder, settings):
     best = None
     reason = "there is no other finished run"
     for before in read_runs(run_folders(folder.parent)):
-        edit = find_edit(before, run)
         if not all(is_finished(before, name) for name in before.settings["experiments"]):
             continue
+        edit = find_edit(before, run)
         if edit.no_error:
             reason = f"the other runs have {edit.no_error}"
         elif not before.settings["experiments"].keys() & settings["experiments"].keys():
