@@ -84,10 +84,10 @@ class Run:
         headings = ["training loss during the epoch", "training accuracy during the epoch"]
         return dict(zip(MEASURES, [*headings, f"{kind} loss", f"{kind} accuracy"]))
 
-    def measured(self, name):
-        """Return all losses and accuracies of an experiment: {seed: four lists, a number per epoch}."""
+    def losses(self, name):
+        """Return the losses of an experiment on the evaluated images: {seed: a list with one per epoch}."""
         seeds = self.stats.get(name, {})
-        return {seed: [columns[column].tolist() for column in MEASURES] for seed, columns in seeds.items()}
+        return {seed: columns["eval_loss"].tolist() for seed, columns in seeds.items()}
 
 
 def run_folders(results_dir):
@@ -208,33 +208,25 @@ def markdown(table):
     return lines
 
 
-def values_of(seeds, column, epoch=-1):
+def values_of(seeds, column):
     """Return a number per seed, an array (S,), and a number format. The number is the loss, or the accuracy
-    in percent, of this epoch, by default the last one. seeds: {seed: {column: array}}."""
-    values = np.array([columns[column][epoch] for columns in seeds.values()])
+    in percent, after the last epoch. seeds: {seed: {column: array}}, from a CSV or a record."""
+    values = np.array([columns[column].flat[-1] for columns in seeds.values()])
     if column.endswith("accuracy"):
         return 100 * values, ".2f"
     return values, ".4f"
 
 
-def cell(seeds, column, epoch=-1):
-    """Return the mean of the seeds as text, such as "98.91 ± 0.05%": ± is the standard deviation."""
-    values, form = values_of(seeds, column, epoch)
-    return mean_text(values, form) + ("%" if column.endswith("accuracy") else "")
-
-
-def mean_text(values, form):
-    """Return the mean of some numbers as text, with ± their standard deviation if there are several."""
-    text = f"{np.mean(values):{form}}"
+def cell(seeds, column):
+    """Return the mean of the seeds as text, such as "98.91 ± 0.05%": ± is the standard deviation. Without
+    any, it is empty."""
+    if not seeds:
+        return ""
+    values, form = values_of(seeds, column)
+    text = f"{values.mean():{form}}"
     if len(values) > 1:
-        text += f" ± {np.std(values, ddof=1):{form}}"
-    return text
-
-
-def train_cell(run, name):
-    """Return the accuracy on training images after the last epoch, as `cell` does, of the finished seeds."""
-    accuracies = [100 * record["train_accuracy"] for record in run.records.get(name, {}).values()]
-    return f"{mean_text(accuracies, '.2f')}%" if accuracies else ""
+        text += f" ± {values.std(ddof=1):{form}}"
+    return text + ("%" if column.endswith("accuracy") else "")
 
 
 def scores(record, column):
@@ -274,10 +266,9 @@ def mean_change(before, after, column):
     return changes.mean(), math.sqrt(variance)
 
 
-def change_text(before, after, column, no_error=""):
-    """Return how much a printed mean has changed as text, with its error or why there is none, such as
-    "+0.13 ± 0.08, may be chance". Only accuracies get a verdict: the standard error of a loss is less
-    reliable.
+def change_text(before, after, column):
+    """Return how much a printed mean has changed as text, with its error, such as "+0.13 ± 0.08, may be
+    chance". Only accuracies get a verdict: the standard error of a loss is less reliable.
 
     before, after: pairs of a Run and the name of an experiment.
     """
@@ -285,11 +276,8 @@ def change_text(before, after, column, no_error=""):
     for run, name in (before, after):
         values, form = values_of(run.stats[name], column)
         means.append(float(f"{values.mean():{form}}"))
-    text = f"{means[1] - means[0]:+{form}}"
-    if no_error:
-        return f"{text}, error unknown: {no_error}"
     change, error = mean_change(*(run.records[name] for run, name in (before, after)), column)
-    text += f" ± {error:{form}}"
+    text = f"{means[1] - means[0]:+{form}} ± {error:{form}}"
     if column == "eval_accuracy" and abs(change) < 3 * error:
         text += ", may be chance"
     return text
@@ -320,27 +308,23 @@ def summary(run):
     baseline = run.settings["baseline"]
     count = len(run.settings["seeds"])
     how = f"mean ± standard deviation of {count} seeds" if count > 1 else "1 seed"
-    gains = False
     table = [["experiment", "train acc", f"{kind} loss", f"{kind} acc", "gain", "seconds"]]
+    gain = ""
     for name, seeds in run.stats.items():
-        gain = ""
+        cells = [cell(run.records.get(name), "train_accuracy")]  # of the model as it was at the end
+        cells += [cell(seeds, "eval_loss"), cell(seeds, "eval_accuracy"), ""]
         if name != baseline and is_finished(run, name) and is_finished(run, baseline):
-            gain = change_text((run, baseline), (run, name), "eval_accuracy")
-            gains = True
+            gain = cells[-1] = change_text((run, baseline), (run, name), "eval_accuracy")
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
-        cells = [train_cell(run, name), cell(seeds, "eval_loss"), cell(seeds, "eval_accuracy")]
-        table.append([name, *cells, gain, f"{seconds:.0f}"])
+        table.append([name, *cells, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.settings['date']}: {run.data}", f"Last epoch, {how}", ""]
-    lines += markdown(table)
-    remarks = [
-        f"seconds: of each training; {run.settings['workers']} ran at the same time",
-        *training_remarks(run),
-    ]
-    if gains:
-        remarks.insert(0, f"gain: {kind} accuracy over {baseline}, in percentage points")
+    lines += [*markdown(table), ""]
+    if gain:
+        lines.append(f"gain: {kind} accuracy over {baseline}, in percentage points")
     elif len(run.settings["experiments"]) > 1:
-        remarks.insert(0, f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
-    return [*lines, "", *remarks]
+        lines.append(f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
+    lines.append(f"seconds: of each training; {run.settings['workers']} ran at the same time")
+    return lines + training_remarks(run)
 
 
 def training_remarks(run):
@@ -348,8 +332,8 @@ def training_remarks(run):
     experiment whose seeds make no difference."""
     lines = []
     for name, facts in run.settings["experiments"].items():
-        figures = list(run.measured(name).values())
-        if any(figures.count(each) > 1 for each in figures):
+        losses = list(run.losses(name).values())
+        if any(losses.count(each) > 1 for each in losses):
             reason = "something in the model or its row sets the seed itself"
             lines.append(f"Warning: {name}: several seeds gave the same figures: {reason}")
         for seed in run.settings["seeds"]:
@@ -369,7 +353,7 @@ def training_remarks(run):
 
 
 def details(run):
-    """Return what summary.md also holds, as lines: row, layers and epochs of each experiment."""
+    """Return what summary.md also holds, as lines: row and layers of each experiment."""
     lines = []
     for name, facts in run.settings["experiments"].items():
         lines += ["", f"## {name}", "", f"    {facts['row']}"]  # four spaces: Markdown shows it as code
@@ -379,12 +363,6 @@ def details(run):
             for layer, kind, parameters, output in layers_of(record):
                 table.append([layer, kind, shape_text(output), f"{parameters:,}"])
             table.append(["total", "", "", f"{facts['parameters']:,}"])
-            lines += ["", *markdown(table)]
-        if name in run.stats:
-            seeds = run.stats[name]
-            table = [["epoch", *run.headings.values()]]
-            for epoch in range(min(len(columns["epoch"]) for columns in seeds.values())):
-                table.append([str(epoch + 1), *(cell(seeds, column, epoch) for column in MEASURES)])
             lines += ["", *markdown(table)]
     return lines
 
@@ -397,48 +375,40 @@ def shape_text(array):
 # What did my edit do? -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Edit:
-    """What differs between two runs."""
+    """What led from one run to another.
 
-    before: Run
-    after: Run
-    changes: list  # lines of the code that differ, without blank ones, and data, seeds and versions
-    experiments: list  # names of those whose losses or accuracies differ, or that are new
-    unfinished: list  # names of those that have not finished in both runs, and are not compared
+    changes: lines of the code that differ, without blank ones, and data, seeds and versions.
+    experiments: names of those whose losses differ. unfinished: of those that one of the runs has not
+    finished, and that are not compared. no_error: why the errors of changes can't be given, or "".
+    """
 
-    @property
-    def no_error(self):
-        """Why the errors of the changes can't be given, or ""."""
-        if self.before.settings["eval_checksum"] != self.after.settings["eval_checksum"]:
-            return "other images"
-        if self.before.settings["seeds"] != self.after.settings["seeds"]:
-            return "other seeds"
-        return ""
-
-
-def find_edit(before, after):
-    """Return the Edit that led from one run to another."""
-    changes = code_changes(before.code, after.code)
-    for key in COMPARED:
-        is_said = key.endswith("checksum") and before.data != after.data  # by the description
-        if before.settings[key] != after.settings[key] and not is_said:
-            changes.append(f"{key}: {before.settings[key]} -> {after.settings[key]}")
-    for name, facts in after.settings["experiments"].items():
-        old = before.settings["experiments"].get(name, facts)
-        if old["row"] != facts["row"] and before.code.get("main.py") == after.code.get("main.py"):
-            old_parts = old["row"].split(", ")
-            parts = [part for part in facts["row"].split(", ") if part not in old_parts]
-            changes.append(f"row {name!r}: {', '.join(parts)}")
-    experiments = []
-    unfinished = []
-    for name in after.settings["experiments"]:
-        is_new = name not in before.settings["experiments"]
-        if not is_finished(after, name) or not (is_new or is_finished(before, name)):
-            unfinished.append(name)
-        elif before.measured(name) != after.measured(name):
-            experiments.append(name)
-    return Edit(before, after, changes, experiments, unfinished)
+    def __init__(self, before, after):
+        self.before = before
+        self.after = after
+        self.changes = code_changes(before.code, after.code)
+        for key in COMPARED:
+            is_said = key.endswith("checksum") and before.data != after.data  # by the description
+            if before.settings[key] != after.settings[key] and not is_said:
+                self.changes.append(f"{key}: {before.settings[key]} -> {after.settings[key]}")
+        self.experiments = []
+        self.unfinished = []
+        for name, facts in after.settings["experiments"].items():
+            if name not in before.settings["experiments"]:
+                continue
+            row, old_row = facts["row"], before.settings["experiments"][name]["row"]
+            if row != old_row and before.code.get("main.py") == after.code.get("main.py"):  # in a notebook
+                parts = [part for part in row.split(", ") if part not in old_row.split(", ")]
+                self.changes.append(f"row {name!r}: {', '.join(parts)}")
+            if not (is_finished(before, name) and is_finished(after, name)):
+                self.unfinished.append(name)
+            elif before.losses(name) != after.losses(name):
+                self.experiments.append(name)
+        self.no_error = ""
+        if before.settings["seeds"] != after.settings["seeds"]:
+            self.no_error = "other seeds"
+        if before.settings["eval_checksum"] != after.settings["eval_checksum"]:
+            self.no_error = "other images"
 
 
 def code_changes(before, after):
@@ -472,7 +442,7 @@ def choose_run_before(folder, settings):
     for before in read_runs(run_folders(folder.parent)):
         if not all(is_finished(before, name) for name in before.settings["experiments"]):
             continue
-        edit = find_edit(before, run)
+        edit = Edit(before, run)
         if edit.no_error:
             reason = f"the other runs have {edit.no_error}"
         elif not before.settings["experiments"].keys() & settings["experiments"].keys():
@@ -526,7 +496,7 @@ def edit_lines(edit):
     if edit.experiments:
         lines += ["", *edit_table(edit)]
     elif edit.changes and not edit.unfinished:
-        lines += ["", "This changed no loss and no accuracy"]
+        lines += ["", "This changed no loss and no accuracy of the rows that both runs have"]
     if edit.unfinished:
         lines += ["", f"Not compared, since not finished: {'; '.join(edit.unfinished)}"]
     return lines
@@ -538,15 +508,14 @@ def edit_table(edit):
     kind = after.settings["kind"]
     table = [["experiment", kind, f"run {before.folder.name}", f"run {after.folder.name}", "change"]]
     for name in edit.experiments:
-        is_new = name not in before.stats
         first = name
-        for quantity in ("accuracy",) if is_new else ("accuracy", "loss"):
+        for quantity in ("accuracy", "loss"):
             column = f"eval_{quantity}"
-            old = "" if is_new else cell(before.stats[name], column)
-            change = "new" if is_new else change_text((before, name), (after, name), column, edit.no_error)
-            table.append([first, quantity, old, cell(after.stats[name], column), change])
+            cells = [cell(run.stats[name], column) for run in (before, after)]
+            change = edit.no_error or change_text((before, name), (after, name), column)
+            table.append([first, quantity, *cells, change])
             first = ""
-        if not is_new and not edit.no_error:
+        if not edit.no_error:
             seed, record = first_records(after)[name]
             fixed, broken = fixed_and_broken(before.records[name][seed], record)
             counts = f"seed {seed}: {len(fixed)} fixed, {len(broken)} broken"
@@ -697,7 +666,7 @@ def plot_panels(run, title, names, edit=None):
     entries = {}  # {text: lines}
     for name in names:
         versions = [(run.stats[name], styles[name])]
-        if before is not None and name in before.stats:
+        if before is not None:
             hollow = {"linestyle": "--", "markerfacecolor": "white"}
             versions.insert(0, (before.stats[name], styles[name] | hollow))
         for panel, axes in panels.items():
@@ -705,7 +674,7 @@ def plot_panels(run, title, names, edit=None):
             lines = [draw_curve(axes, seeds, column, style) for seeds, style in versions]
         accuracies = " \u2192 ".join(cell(seeds, "eval_accuracy") for seeds, _ in versions)
         if len(versions) > 1:
-            change = change_text((before, name), (run, name), "eval_accuracy", edit.no_error)
+            change = edit.no_error or change_text((before, name), (run, name), "eval_accuracy")
             accuracies += f" ({change})"
         entries[textwrap.fill(f"{accuracies}  {name}", 50)] = tuple(lines)
     for column, heading in run.headings.items():
@@ -878,8 +847,6 @@ def plot_fixed(edit):
     forms = {"fixed": "{label} ({answer} \u2192 {label})", "broken": "{label} ({label} \u2192 {answer})"}
     sheets = {}
     for name in edit.experiments:
-        if name not in edit.before.stats:
-            continue
         seed, new = first_records(edit.after)[name]
         old = edit.before.records[name][seed]
         for kind, images, record in zip(forms, fixed_and_broken(old, new), (old, new)):
@@ -1088,7 +1055,7 @@ def show_run(folder):
     before = run_before(run)
     pictures = {}
     if before is not None:
-        edit = find_edit(before, run)
+        edit = Edit(before, run)
         lines += edit_lines(edit)
         pictures = pictures_of_edit(edit)
     lines += notes_on_changes(run, lines)
@@ -1128,7 +1095,7 @@ def pictures_of_edit(edit):
     pictures = {}
     if edit.experiments:
         pictures["edit"] = partial(plot_edit, edit)
-        if not edit.no_error and any(name in edit.before.stats for name in edit.experiments):
+        if not edit.no_error:
             pictures["fixed"] = partial(plot_fixed, edit)
     return pictures
 
@@ -1136,7 +1103,7 @@ def pictures_of_edit(edit):
 def compare_runs(before_folder, after_folder):
     """Print what changed from one run to another and what that did, and draw it beside their folders. Return
     whether it could be drawn. Raises OSError that names a file that can't be read."""
-    edit = find_edit(read_run(before_folder), read_run(after_folder))
+    edit = Edit(read_run(before_folder), read_run(after_folder))
     lines = edit_lines(edit)
     print(*lines, *notes_on_changes(edit.after, lines), "", sep="\n")
     numbers = f"{edit.before.folder.name}_{edit.after.folder.name}"

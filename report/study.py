@@ -83,8 +83,9 @@ def study_tables(folder):
         name = experiment.name
         if len(run.records.get(name, {})) < len(SEEDS):
             raise OSError(f"{name} has not finished in {folder}")
-        cells = [plot.cell(run.stats[name], column) for column in ("eval_loss", "eval_accuracy")]
-        table.append([name, plot.train_cell(run, name), *cells, *gain(run, "LeNet5", name)])
+        cells = [plot.cell(run.records[name], "train_accuracy")]
+        cells += [plot.cell(run.stats[name], column) for column in ("eval_loss", "eval_accuracy")]
+        table.append([name, *cells, *gain(run, "LeNet5", name)])
     further = [["row", "compared with", *GAIN]]
     for name, other in FURTHER:
         further.append([name, other, *gain(run, other, name)])
