@@ -20,7 +20,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from itertools import cycle, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -378,7 +378,7 @@ def shape_text(array):
 class Edit:
     """What led from one run to another.
 
-    changes: lines of the code that differ, without blank ones, and data, seeds and versions.
+    changes: data, seeds, versions and lines of the code that differ, without blank ones.
     experiments: names of those whose losses differ. unfinished: of those that one of the runs has not
     finished, and that are not compared. no_error: why the errors of changes can't be given, or "".
     """
@@ -386,11 +386,12 @@ class Edit:
     def __init__(self, before, after):
         self.before = before
         self.after = after
-        self.changes = code_changes(before.code, after.code)
+        self.changes = []
         for key in COMPARED:
             is_said = key.endswith("checksum") and before.data != after.data  # by the description
             if before.settings[key] != after.settings[key] and not is_said:
                 self.changes.append(f"{key}: {before.settings[key]} -> {after.settings[key]}")
+        self.changes += code_changes(before.code, after.code)
         self.experiments = []
         self.unfinished = []
         for name, facts in after.settings["experiments"].items():
@@ -596,8 +597,7 @@ def new_figure(width, height, title):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    lines = [textwrap.fill(" ".join(line.split()), int(12 * width)) for line in title.splitlines()]
-    figure.suptitle("\n".join(lines), fontsize=11)
+    figure.suptitle(re.sub(" +", " ", title), fontsize=11, wrap=True)
     return figure
 
 
@@ -615,94 +615,74 @@ def plot_experiment(run, name):
         # Above the axes it hides no curve.
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
         axes.label_outer()
-    draw_rates(rate, run, name)
+    seed, record = first_records(run).get(name, (min(seeds), {}))
+    rates = record.get("learning_rates", ())  # of each step
+    if len(rates) == 0:
+        rates = seeds[seed]["learning_rate"]  # at the end of each epoch
+    epochs = len(seeds[seed]["epoch"]) * np.arange(1, len(rates) + 1) / len(rates)
+    rate.plot(epochs, rates, color="gray", linewidth=1, marker=".", markersize=3)
+    rate.set(xlabel="epoch", ylabel="learning rate")
+    rate.set_ylim(bottom=0)
+    rate.grid(alpha=0.3)
     return figure
 
 
-def draw_rates(axes, run, name):
-    """Draw the learning rate of each step of an experiment. Without a record of them, draw that at the end of
-    each epoch."""
-    seeds = run.stats[name]
-    seed, record = first_records(run).get(name, (min(seeds), {}))
-    epochs = seeds[seed]["epoch"]
-    rates = record.get("learning_rates", [])
-    if len(rates) > 0:
-        axes.plot(np.linspace(0, len(epochs), len(rates)), rates, color="gray", linewidth=1)
-    else:
-        axes.plot(epochs, seeds[seed]["learning_rate"], color="gray", linewidth=1, marker=".")
-    axes.set(xlabel="epoch", ylabel="learning rate")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-
-
-def plot_comparison(run):
-    """Return a Figure with the curves of all experiments."""
-    return plot_panels(run, run.title, list(run.stats))
-
-
-def plot_edit(edit):
-    """Return a Figure with the curves of the experiments that an edit has changed, before and after it."""
-    title = [edit.after.title, *edit.changes[:2]]
-    if len(edit.changes) > 2:
-        title[-1] += f" ... and {len(edit.changes) - 2} more lines"
-    return plot_panels(edit.after, "\n".join(title), edit.experiments, edit)
-
-
-def plot_panels(run, title, names, edit=None):
-    """Return a Figure of the experiments with these names, and of what they were before an edit: loss and
-    accuracy, training and test, a closer look at the end, and a legend, the best first."""
-    before = edit and edit.before
+def plot_comparison(run, edit=None):
+    """Return a Figure of all experiments or, given the edit that led to a run, of those that it has changed,
+    before and after it: loss and accuracy, training and test, a closer look at the end, and a legend, the
+    best first."""
+    names = run.stats if edit is None else edit.experiments
     names = sorted(names, key=lambda name: -values_of(run.stats[name], "eval_accuracy")[0].mean())
-    bottom = max(3, 0.25 * len(names))  # inches, for the legend
-    figure = new_figure(10, 6.8 + bottom + 0.2 * title.count("\n"), title)
+    title = run.title
+    heading = f"{run.headings['eval_accuracy']} at the end"
+    if edit is not None:
+        title = "\n".join([title, *edit.changes[:2]])
+        if len(edit.changes) > 2:
+            title += f" ... and {len(edit.changes) - 2} more lines"
+        heading += f", run {edit.before.folder.name} (dashed) \u2192 run {run.folder.name}"
+    epochs = max(len(columns["epoch"]) for name in names for columns in run.stats[name].values())
+    last_row = ["end", "legend"]
+    bottom = 0.5 + 0.3 * len(names)  # inches, for the legend
+    if epochs < 4:  # the whole curves are close enough
+        last_row = ["legend", "legend"]
+    else:
+        bottom = max(3, bottom)
+    figure = new_figure(10, 6.8 + bottom, title)
     panels = figure.subplot_mosaic(
-        [["train_loss", "eval_loss"], ["train_accuracy", "eval_accuracy"], ["end", "legend"]],
+        [["train_loss", "eval_loss"], ["train_accuracy", "eval_accuracy"], last_row],
         height_ratios=[3, 3, bottom],
     )
     legend = panels.pop("legend")
     panels["train_loss"].sharey(panels["eval_loss"])
     panels["train_accuracy"].sharey(panels["eval_accuracy"])
-    styles = line_styles(run.settings["experiments"])
-    entries = {}  # {text: lines}
+    places = list(run.settings["experiments"])
+    entries = {}  # {text: line}
     for name in names:
-        versions = [(run.stats[name], styles[name])]
-        if before is not None:
-            hollow = {"linestyle": "--", "markerfacecolor": "white"}
-            versions.insert(0, (before.stats[name], styles[name] | hollow))
+        place = places.index(name)  # so a row has the same look in all pictures
+        style = {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
+        text = cell(run.stats[name], "eval_accuracy")
+        if edit is not None:
+            old = cell(edit.before.stats[name], "eval_accuracy")
+            change = edit.no_error or change_text((edit.before, name), (run, name), "eval_accuracy")
+            text = f"{old} \u2192 {text} ({change})"
         for panel, axes in panels.items():
             column = "eval_accuracy" if panel == "end" else panel
-            lines = [draw_curve(axes, seeds, column, style) for seeds, style in versions]
-        accuracies = " \u2192 ".join(cell(seeds, "eval_accuracy") for seeds, _ in versions)
-        if len(versions) > 1:
-            change = edit.no_error or change_text((before, name), (run, name), "eval_accuracy")
-            accuracies += f" ({change})"
-        entries[textwrap.fill(f"{accuracies}  {name}", 50)] = tuple(lines)
-    for column, heading in run.headings.items():
-        panels[column].set_title(heading)
+            if edit is not None:
+                hollow = {"linestyle": "--", "markerfacecolor": "white"}
+                draw_curve(axes, edit.before.stats[name], column, style | hollow)
+            line = draw_curve(axes, run.stats[name], column, style)
+        entries[textwrap.fill(f"{text}  {name}", 50)] = line
+    for column, text in run.headings.items():
+        panels[column].set_title(text)
         finish_axes(panels[column], column)
-    look_closer(panels["end"], run.headings["eval_accuracy"])
-    heading = f"{run.headings['eval_accuracy']} at the end"
-    if before is not None:
-        heading += f", run {before.folder.name} (dashed) \u2192 run {run.folder.name}"
-    draw_legend(legend, heading, entries)
-    return figure
-
-
-def draw_legend(axes, heading, entries):
-    """Fill axes with a legend. entries: {text: the lines that stand before it}"""
-    from matplotlib.legend_handler import HandlerTuple
-
-    side_by_side = {tuple: HandlerTuple(ndivide=None)}
+    if "end" in panels:
+        panels["end"].set_title(f"{run.headings['eval_accuracy']}: a closer look at the best")
+        look_closer(panels["end"])
     style = {"loc": "upper left", "fontsize": 9, "handlelength": 4, "frameon": False, "alignment": "left"}
-    legend = axes.legend(entries.values(), entries.keys(), title=heading, handler_map=side_by_side, **style)
-    legend.set_in_layout(False)  # a long name would press the panels together
-    axes.set_axis_off()
-
-
-def line_styles(names):
-    """Return {name: color and marker}, by the places of the names in the table."""
-    styles = zip(names, cycle(COLORS), cycle(MARKERS))
-    return {name: {"color": color, "marker": marker} for name, color, marker in styles}
+    legend.legend(entries.values(), entries.keys(), title=heading, **style)
+    legend.get_legend().set_in_layout(False)  # a long name would press the panels together
+    legend.set_axis_off()
+    return figure
 
 
 # Accuracies are drawn as errors in percent, 100 - accuracy, on a logarithmic scale, upside down and with
@@ -727,18 +707,16 @@ def draw_curve(axes, seeds, column, style):
     return line
 
 
-def look_closer(axes, heading):
+def look_closer(axes):
     """Finish axes of accuracies, and let them show only the later half of the epochs, and there what has at
     most three times the least error: a model that guesses would press the good ones together."""
-    last = axes.dataLim.xmax
-    if last < 4:  # then the whole curves are close enough
-        axes.remove()
-        return
-    half = int(last / 2)
-    errors = np.concatenate([line.get_ydata()[half:] for line in axes.lines])
+    half = int(axes.dataLim.xmax / 2)
+    outlines = [line.get_path() for line in axes.lines]
+    outlines += [path for band in axes.collections for path in band.get_paths()]
+    points = np.concatenate([outline.vertices for outline in outlines])
+    errors = points[points[:, 0] > half, 1]
     near = errors[errors <= 3 * max(errors.min(), 0.1)]
     axes.set_ylim(0.9 * near.min(), 1.1 * near.max())
-    axes.set_title(f"{heading}: a closer look at the best")
     finish_axes(axes, "eval_accuracy")
     axes.set_xlim(left=half + 0.5)
 
@@ -1094,7 +1072,7 @@ def pictures_of_edit(edit):
     """Return {name: a function that makes the Figure} of an edit."""
     pictures = {}
     if edit.experiments:
-        pictures["edit"] = partial(plot_edit, edit)
+        pictures["edit"] = partial(plot_comparison, edit.after, edit)
         if not edit.no_error:
             pictures["fixed"] = partial(plot_fixed, edit)
     return pictures

@@ -465,7 +465,7 @@ def test_experiments_whose_figures_differ_are_compared(folder, tmp_path, trained
     labels = other[0][1]["labels"]
     fixed, broken = ((old != labels) & (now == labels)).sum(), ((old == labels) & (now != labels)).sum()
     assert re.findall(r"\d+", images[4]) == ["0", str(fixed), str(broken)]  # of seed 0
-    figure = plot.plot_edit(edit)
+    figure = plot.plot_comparison(edit.after, edit)
     assert sorted(line.get_linestyle() for line in figure.axes[0].lines[:2]) == ["-", "--"]
     assert "nn.ReLU" in figure.get_suptitle()
 
@@ -764,7 +764,8 @@ def test_before_and_after_an_edit_look_different_and_share_an_entry_of_the_legen
     new = ([(1, 0.4, 0.9, 0.4, 0.9, 1, 0.1)], record)
     before = make_run(tmp_path / "1", {name: {0: old} for name in names})
     after = make_run(tmp_path / "2", {name: {0: new} for name in names})
-    figure = plot.plot_edit(edited(before, after))
+    edit = edited(before, after)
+    figure = plot.plot_comparison(edit.after, edit)
     texts = {text.get_text().split()[-1]: text.get_text() for text in legend_of(figure).get_texts()}
     assert list(texts) == names
     for name in names:
