@@ -27,16 +27,13 @@ import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
-MEASURES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
-COMPARED = ("description", "train_checksum", "eval_checksum", "seeds", "python", "torch", "numpy")  # settings
-COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
-SETTINGS = {*COMPARED, "date", "kind", "workers", "baseline", "compared_with", "edit", "experiments"}
+COMPARED = ("description", "seeds", "python", "torch", "numpy")  # of two Runs
+COLUMNS = "epoch train_loss train_accuracy eval_loss eval_accuracy seconds learning_rate".split()  # of a CSV
 WIDTH = 100  # characters of a line
 
 # So that no table and no picture grows without bound:
 MOST_LINES = 20  # of an edit
-MOST_MISTAKES = 24  # of an experiment
-MOST_FIXED = 12  # of an experiment, and as many broken ones
+MOST_MISTAKES = 24  # of an experiment, and as many fixed and broken images
 MOST_MAPS = 64  # of a layer
 MOST_LAYERS = 20  # of a model
 MOST_DIGITS = 500  # of your own
@@ -50,9 +47,24 @@ class Run:
     """What the files of a run hold. Losses are averages per image, accuracies fractions."""
 
     folder: Path
-    settings: dict  # settings.json
     stats: dict  # {experiment: {seed: {column: an array with a number per epoch}}}
     code: dict  # {path in code/, such as "models/lenet.py": {number of a line: the line}}
+
+    # from settings.json:
+    date: str
+    description: str  # what it was trained and tested on, as a sentence
+    kind: str  # of the evaluated images: "test" or "validation"
+    train_checksum: str
+    eval_checksum: str
+    python: str  # the version of it
+    torch: str
+    numpy: str
+    seeds: list
+    workers: int  # trainings at the same time
+    baseline: str  # the experiment that the gains are over
+    experiments: dict  # {name: {"row": as text, "epochs", "parameters" and so on}}
+    compared_with: str | None = None  # the number of an earlier run
+    edit: tuple = ()  # lines that say what was edited since
 
     @cached_property
     def records(self):
@@ -67,27 +79,20 @@ class Run:
         return records
 
     @property
-    def data(self):
-        """What it was trained and tested on, as a sentence."""
-        return self.settings["description"]
-
-    @property
     def title(self):
         """The title of its curves."""
-        count = len(self.settings["seeds"])
-        return f"{self.data}, mean and range of {count} seeds" if count > 1 else self.data
+        count = len(self.seeds)
+        return f"{self.description}, mean and range of {count} seeds" if count > 1 else self.description
 
     @property
     def headings(self):
         """{column of a CSV: what tables and axes call it}."""
-        kind = self.settings["kind"]
-        headings = ["training loss during the epoch", "training accuracy during the epoch"]
-        return dict(zip(MEASURES, [*headings, f"{kind} loss", f"{kind} accuracy"]))
-
-    def losses(self, name):
-        """Return the losses of an experiment on the evaluated images: {seed: a list with one per epoch}."""
-        seeds = self.stats.get(name, {})
-        return {seed: columns["eval_loss"].tolist() for seed, columns in seeds.items()}
+        return {
+            "train_loss": "training loss during the epoch",
+            "train_accuracy": "training accuracy during the epoch",
+            "eval_loss": f"{self.kind} loss",
+            "eval_accuracy": f"{self.kind} accuracy",
+        }
 
 
 def run_folders(results_dir):
@@ -101,23 +106,20 @@ def read_run(folder):
     """Return the Run in a folder. Trainings without a finished epoch are left out. Raises OSError that
     names a file that can't be read."""
     folder = Path(folder).resolve()
-    stats = {}
     path = folder / "settings.json"  # what an error is about
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if SETTINGS - settings.keys():
-            raise ValueError("made by another version of this program")
-        for name in settings["experiments"]:
-            for seed in settings["seeds"]:
+        run = Run(folder, {}, {}, **json.loads(path.read_text(encoding="utf-8")))
+        for name in run.experiments:
+            for seed in run.seeds:
                 path = folder / f"{name}-seed{seed}.csv"
                 columns = read_csv(path) if path.exists() else {}
                 if columns:
-                    stats.setdefault(name, {})[seed] = columns
+                    run.stats.setdefault(name, {})[seed] = columns
         path = folder / "code"
-        code = read_codes(folder)
+        run.code.update(read_codes(folder))
     except Exception as error:  # json, csv and tokenize raise many kinds
         raise OSError(f"{path} can't be read: {error!r}") from error
-    return Run(folder, settings, stats, code)
+    return run
 
 
 def read_runs(folders):
@@ -147,12 +149,9 @@ def read_record(path):
 
 def read_csv(path):
     """Return {column: an array with a number per epoch}, or {} if no epoch has finished."""
-    text = path.read_text(encoding="utf-8")
-    whole_lines = text.rpartition("\n")[0]  # a full disk may have left half a line at the end
-    rows = list(csv.DictReader(whole_lines.splitlines()))
-    if not rows:
-        return {}
-    return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS if rows}
 
 
 def read_codes(folder):
@@ -178,7 +177,7 @@ def code_lines(text):
 
 def is_finished(run, name):
     """Whether all trainings of an experiment have run through all of their epochs."""
-    seeds = run.settings["seeds"]
+    seeds = run.seeds
     has_epochs = run.stats.get(name, {}).keys() >= set(seeds)
     return has_epochs and all((run.folder / f"{name}-seed{seed}.npz").exists() for seed in seeds)
 
@@ -236,9 +235,7 @@ def scores(record, column):
     logits = record["logits"].astype(float)
     if column == "eval_accuracy":
         return 100.0 * (logits.argmax(axis=1) == labels)
-    logits -= logits.max(axis=1, keepdims=True)
-    of_labels = logits[np.arange(len(labels)), labels]
-    return np.log(np.exp(logits).sum(axis=1)) - of_labels
+    return np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels]
 
 
 def mean_change(before, after, column):
@@ -250,10 +247,7 @@ def mean_change(before, after, column):
     Myers (2007), "Multireader multicase variance analysis for binary data". With one seed it holds the images
     alone: for an accuracy, the root of the number of answers that changed, as in McNemar's test.
     """
-    changes = []
-    for seed in before:
-        changes.append(scores(after[seed], column) - scores(before[seed], column))
-    changes = np.array(changes)
+    changes = np.array([scores(after[seed], column) - scores(before[seed], column) for seed in before])
     seed_count, image_count = changes.shape
     of_images = changes.mean(axis=0)
     variance = of_images.var(ddof=1) / image_count
@@ -283,32 +277,26 @@ def change_text(before, after, column):
     return text
 
 
-def notes_on_changes(run, lines):
+def notes_on_changes(lines):
     """Return lines that say what the errors of gains and changes mean, if some lines hold any."""
     if not re.search(r"[+-][0-9.]+ ±", "\n".join(lines)):
         return []
-    kind = run.settings["kind"]
-    seeds = len(run.settings["seeds"])
-    choice = f"{kind} images and seeds" if seeds > 1 else f"{kind} images"
-    notes = [
+    return [
         "",
-        f"± behind a gain or a change is its standard error, from the choice of {choice}.",
+        "± behind a gain or a change is its standard error, from the choice of images and, if there are",
+        "several, of seeds. From two or three seeds, it is itself rough.",
         '"may be chance": an accuracy that changed by less than three errors; equally good models often do.',
+        "The best of many rows is partly the luckiest: it was selected by these figures.",
     ]
-    if 1 < seeds < 4:
-        notes.append(f"From {seeds} seeds, this error is itself rough.")
-    if len(run.settings["experiments"]) > 3:
-        notes.append("The best of several rows is partly the luckiest: it was selected by these figures.")
-    return notes
 
 
 def summary(run):
     """Return what was reached, as lines: a table of the last epochs, and remarks."""
-    kind = run.settings["kind"]
-    baseline = run.settings["baseline"]
-    count = len(run.settings["seeds"])
-    how = f"mean ± standard deviation of {count} seeds" if count > 1 else "1 seed"
-    table = [["experiment", "train acc", f"{kind} loss", f"{kind} acc", "gain", "seconds"]]
+    baseline = run.baseline
+    how = "1 seed"
+    if len(run.seeds) > 1:
+        how = f"mean ± standard deviation of {len(run.seeds)} seeds"
+    table = [["experiment", "train acc", f"{run.kind} loss", f"{run.kind} acc", "gain", "seconds"]]
     gain = ""
     for name, seeds in run.stats.items():
         cells = [cell(run.records.get(name), "train_accuracy")]  # of the model as it was at the end
@@ -317,26 +305,21 @@ def summary(run):
             gain = cells[-1] = change_text((run, baseline), (run, name), "eval_accuracy")
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
         table.append([name, *cells, f"{seconds:.0f}"])
-    lines = [f"Run {run.folder.name}, {run.settings['date']}: {run.data}", f"Last epoch, {how}", ""]
+    lines = [f"Run {run.folder.name}, {run.date}: {run.description}", f"Last epoch, {how}", ""]
     lines += [*markdown(table), ""]
     if gain:
-        lines.append(f"gain: {kind} accuracy over {baseline}, in percentage points")
-    elif len(run.settings["experiments"]) > 1:
+        lines.append(f"gain: {run.kind} accuracy over {baseline}, in percentage points")
+    elif len(run.experiments) > 1:
         lines.append(f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
-    lines.append(f"seconds: of each training; {run.settings['workers']} ran at the same time")
+    lines.append(f"seconds: of each training; {run.workers} ran at the same time")
     return lines + training_remarks(run)
 
 
 def training_remarks(run):
-    """Return a line for each training that has not finished or is no better than guessing, and for each
-    experiment whose seeds make no difference."""
+    """Return a line for each training that has not finished or is no better than guessing."""
     lines = []
-    for name, facts in run.settings["experiments"].items():
-        losses = list(run.losses(name).values())
-        if any(losses.count(each) > 1 for each in losses):
-            reason = "something in the model or its row sets the seed itself"
-            lines.append(f"Warning: {name}: several seeds gave the same figures: {reason}")
-        for seed in run.settings["seeds"]:
+    for name, facts in run.experiments.items():
+        for seed in run.seeds:
             columns = run.stats.get(name, {}).get(seed, {"epoch": []})
             if seed not in run.records.get(name, {}):
                 epochs = f"{len(columns['epoch'])} of {facts['epochs']} epochs"
@@ -355,7 +338,7 @@ def training_remarks(run):
 def details(run):
     """Return what summary.md also holds, as lines: row and layers of each experiment."""
     lines = []
-    for name, facts in run.settings["experiments"].items():
+    for name, facts in run.experiments.items():
         lines += ["", f"## {name}", "", f"    {facts['row']}"]  # four spaces: Markdown shows it as code
         if name in run.records:
             _, record = first_records(run)[name]
@@ -388,27 +371,32 @@ class Edit:
         self.after = after
         self.changes = []
         for key in COMPARED:
-            is_said = key.endswith("checksum") and before.data != after.data  # by the description
-            if before.settings[key] != after.settings[key] and not is_said:
-                self.changes.append(f"{key}: {before.settings[key]} -> {after.settings[key]}")
+            old, new = getattr(before, key), getattr(after, key)
+            if old != new:
+                self.changes.append(f"{key}: {old} -> {new}")
         self.changes += code_changes(before.code, after.code)
         self.experiments = []
         self.unfinished = []
-        for name, facts in after.settings["experiments"].items():
-            if name not in before.settings["experiments"]:
+        for name, facts in after.experiments.items():
+            if name not in before.experiments:
                 continue
-            row, old_row = facts["row"], before.settings["experiments"][name]["row"]
-            if row != old_row and before.code.get("main.py") == after.code.get("main.py"):  # in a notebook
-                parts = [part for part in row.split(", ") if part not in old_row.split(", ")]
-                self.changes.append(f"row {name!r}: {', '.join(parts)}")
+            old_row = before.experiments[name]["row"]
+            if old_row != facts["row"] and before.code.get("main.py") == after.code.get("main.py"):
+                for part in facts["row"].split(", "):  # of a notebook
+                    if part not in old_row:
+                        self.changes.append(f"row {name!r}: {part}")
             if not (is_finished(before, name) and is_finished(after, name)):
                 self.unfinished.append(name)
-            elif before.losses(name) != after.losses(name):
+                continue
+            losses = []
+            for run in (before, after):
+                losses.append([columns["eval_loss"].tolist() for columns in run.stats[name].values()])
+            if losses[0] != losses[1]:
                 self.experiments.append(name)
         self.no_error = ""
-        if before.settings["seeds"] != after.settings["seeds"]:
+        if before.seeds != after.seeds:
             self.no_error = "other seeds"
-        if before.settings["eval_checksum"] != after.settings["eval_checksum"]:
+        if before.eval_checksum != after.eval_checksum:
             self.no_error = "other images"
 
 
@@ -437,32 +425,28 @@ def choose_run_before(folder, settings):
     fewest lines, and the oldest of these: an exercise is compared with the unedited run, and not with the
     exercise before it. Runs that can't be read cost one line on standard error.
     """
-    run = Run(folder, settings, {}, read_codes(folder))
-    best = None
-    reason = "there is no other finished run"
+    run = Run(folder, {}, read_codes(folder), **settings)
+    edits = []
     for before in read_runs(run_folders(folder.parent)):
-        if not all(is_finished(before, name) for name in before.settings["experiments"]):
-            continue
+        names = before.experiments
         edit = Edit(before, run)
-        if edit.no_error:
-            reason = f"the other runs have {edit.no_error}"
-        elif not before.settings["experiments"].keys() & settings["experiments"].keys():
-            reason = "the other runs have other rows"
-        elif best is None or len(edit.changes) < len(best.changes):
-            best = edit
-    if best is None:
+        if names.keys() & settings["experiments"] and not edit.no_error:
+            if all(is_finished(before, name) for name in names):
+                edits.append(edit)
+    if not edits:
         return None, [
-            f"Not compared with another run: {reason}.",
+            "Not compared with another run: none with a row of this one, its seeds and images has finished.",
             "",
             "To see what an edit does, run it without and with the edit.",
         ]
-    return best.before.folder.name, change_lines(best)
+    nearest = min(edits, key=lambda edit: len(edit.changes))  # the first of several
+    return nearest.before.folder.name, change_lines(nearest)
 
 
 def run_before(run):
     """Return the Run that was chosen for the comparison before a run began, or None. If it can't be read any
     more, a line on standard error says so."""
-    chosen = run.settings["compared_with"]
+    chosen = run.compared_with
     if chosen is None:
         return None
     try:
@@ -489,11 +473,9 @@ def edit_lines(edit):
     """Return what has changed since another run and what it did, as lines."""
     lines = ["", *change_lines(edit)]
     if edit.experiments and not edit.changes:
-        lines = [
-            "",
-            f"The code is that of run {edit.before.folder.name}, but results differ. Possible causes:",
-            "another computer, random numbers without the seed, another file that the code reads.",
-        ]
+        lines.append(
+            "But results differ: by another computer, random numbers without the seed, another file?"
+        )
     if edit.experiments:
         lines += ["", *edit_table(edit)]
     elif edit.changes and not edit.unfinished:
@@ -506,8 +488,7 @@ def edit_lines(edit):
 def edit_table(edit):
     """Return a table of the experiments that an edit has changed, as lines."""
     before, after = edit.before, edit.after
-    kind = after.settings["kind"]
-    table = [["experiment", kind, f"run {before.folder.name}", f"run {after.folder.name}", "change"]]
+    table = [["experiment", after.kind, f"run {before.folder.name}", f"run {after.folder.name}", "change"]]
     for name in edit.experiments:
         first = name
         for quantity in ("accuracy", "loss"):
@@ -537,24 +518,20 @@ def fixed_and_broken(old, new):
 
 def list_of_runs(folders):
     """Return a table of runs, the oldest first, as lines: when, how many epochs and seeds, the accuracies of
-    the rows, and below it what each was compared with and the first line of its edit."""
+    the rows, and below it what each was compared with and the last line of its edit."""
     runs = read_runs(folders)
     table = [["run", "date", "epochs", "seeds", "accuracy in %"]]
     lines = [""]
     for run in runs:
         number = run.folder.name
-        epochs = {facts["epochs"] for facts in run.settings["experiments"].values()}
-        counts = [", ".join(map(str, sorted(epochs))), str(len(run.settings["seeds"]))]
+        epochs = max(facts["epochs"] for facts in run.experiments.values())
         accuracies = [f"{name} {cell(seeds, 'eval_accuracy')[:-1]}" for name, seeds in run.stats.items()]
         shown = textwrap.shorten("; ".join(accuracies), WIDTH - 41, placeholder=" ...")
-        table.append([number, run.settings["date"][5:16], *counts, shown])
-        heading, *edits = run.settings["edit"]
-        edits = [line for line in edits if line.startswith("    ")]
-        added = [line for line in edits if ": + " in line]
-        edit = " ".join([heading, *(added or edits)][:2])
-        lines.append(textwrap.shorten(f"{number}: {edit}", WIDTH, placeholder=" ..."))
-    if len({run.data for run in runs}) > 1:
-        lines += ["", *(f"{run.folder.name}: {run.data}" for run in runs)]
+        table.append([number, run.date[5:16], str(epochs), str(len(run.seeds)), shown])
+        heading, *_, last = run.edit
+        lines.append(textwrap.shorten(f"{number}: {heading} {last}", WIDTH, placeholder=" ..."))
+    if len({run.description for run in runs}) > 1:
+        lines += ["", *(f"{run.folder.name}: {run.description}" for run in runs)]
     return [*markdown(table), *lines]
 
 
@@ -655,7 +632,7 @@ def plot_comparison(run, edit=None):
     legend = panels.pop("legend")
     panels["train_loss"].sharey(panels["eval_loss"])
     panels["train_accuracy"].sharey(panels["eval_accuracy"])
-    places = list(run.settings["experiments"])
+    places = list(run.experiments)
     entries = {}  # {text: line}
     for name in names:
         place = places.index(name)  # so a row has the same look in all pictures
@@ -751,14 +728,8 @@ def finish_axes(axes, column):
         axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylabel("accuracy in %, stretched towards 100")
-        axes.yaxis.set_major_formatter(accuracy_label)
+        axes.yaxis.set_major_formatter(lambda error, position: f"{100 - error:g}")
         axes.yaxis.set_inverted(True)
-
-
-def accuracy_label(error, position):
-    """Return what an axis of errors says at a tick."""
-    at_least = "\u2265 " if error <= LEAST_ERROR else ""
-    return f"{at_least}{100 - error:g}"
 
 
 # Images ---------------------------------------------------------------------------------------------
@@ -787,14 +758,13 @@ def sheet(images, columns, room=1):
 
 def softmax(logits):
     """Return probabilities, in double precision, so that 0.99999999 does not become 1."""
-    powers = np.exp(logits.astype(float) - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    logits = logits.astype(float)
+    return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 
 def confidence(probability):
-    """Return a probability in percent, rounded down: 99.99% rather than 100%."""
-    hundredths = math.floor(round(1e4 * probability, 6))  # 1e4 * 0.57 is 5699.999999999999
-    return f"{min(hundredths, 9999) / 100:.2f}%"
+    """Return a probability in percent, at most 99.99%: no model is quite certain."""
+    return f"{min(100 * probability, 99.99):.2f}%"
 
 
 def plot_images(run):
@@ -805,46 +775,44 @@ def plot_images(run):
         sheets["as they are"] = record["originals"], []
         if "versions" in record:
             sheets[f"{name}: random versions of each"] = record["versions"].reshape(-1, 28, 28), []
-    return plot_sheets(f"Training images\n{run.data}", sheets, columns=8)
+    return plot_sheets(f"Training images\n{run.description}", sheets, columns=8)
 
 
 def plot_mistakes(run):
-    """Return a Figure with the most confident mistakes of each experiment, at most MOST_MISTAKES."""
+    """Return a Figure with the most confident mistakes of each experiment."""
     sheets = {}
     for name, (seed, record) in first_records(run).items():
         wrong = np.flatnonzero(scores(record, "eval_accuracy") == 0)
-        heading = f"{name}, seed {seed}: {len(wrong):,} mistakes"
-        sheets[heading] = most_confident(record, wrong, MOST_MISTAKES, "{label} \u2192 {answer}")
-    title = f"Mistakes, the most confident first: label \u2192 answer, its probability\n{run.data}"
+        sheets[f"{name}, seed {seed}: {len(wrong):,} mistakes"] = most_confident(record, wrong)
+    title = f"Mistakes, the most confident first: label \u2192 answer, its probability\n{run.description}"
     return plot_sheets(title, sheets, room=20)
 
 
 def plot_fixed(edit):
     """Return a Figure of the images that experiments read rightly after an edit and not before, and the other
     way round."""
-    forms = {"fixed": "{label} ({answer} \u2192 {label})", "broken": "{label} ({label} \u2192 {answer})"}
     sheets = {}
     for name in edit.experiments:
         seed, new = first_records(edit.after)[name]
         old = edit.before.records[name][seed]
-        for kind, images, record in zip(forms, fixed_and_broken(old, new), (old, new)):
-            heading = f"{name}, seed {seed}: {len(images):,} {kind}"
-            sheets[heading] = most_confident(record, images, MOST_FIXED, forms[kind])
+        fixed, broken = fixed_and_broken(old, new)
+        sheets[f"{name}, seed {seed}: {len(fixed):,} fixed"] = most_confident(old, fixed)
+        sheets[f"{name}, seed {seed}: {len(broken):,} broken"] = most_confident(new, broken)
     runs = f"run {edit.before.folder.name} to run {edit.after.folder.name}"
-    title = f"Fixed and broken from {runs}, the most confident mistakes"
-    meaning = "label (answer before \u2192 after), probability of the wrong one"
-    return plot_sheets(f"{title}\n{meaning}\n{edit.after.data}", sheets, room=20)
+    title = f"Fixed and broken from {runs}, the most confident mistakes first"
+    meaning = "label \u2192 wrong answer, before it was fixed or after it was broken, and its probability"
+    return plot_sheets(f"{title}\n{meaning}\n{edit.after.description}", sheets, room=20)
 
 
-def most_confident(record, images, count, form):
-    """Return the most confident of some mistakes, given by the numbers of their images: images (N, 28, 28),
-    and for each a text, which holds the label, the answer and the answer's probability."""
+def most_confident(record, images):
+    """Return the most confident of some mistakes, given by the numbers of their images: at most MOST_MISTAKES
+    images (N, 28, 28), and for each a text with label, answer and the answer's probability."""
     probabilities = softmax(record["logits"])
     answers = probabilities.argmax(axis=1)
-    order = images[np.argsort(-probabilities[images].max(axis=1), kind="stable")][:count]
+    order = images[np.argsort(-probabilities[images].max(axis=1), kind="stable")][:MOST_MISTAKES]
     texts = []
     for index in order:
-        text = form.format(label=record["labels"][index], answer=answers[index])
+        text = f"{record['labels'][index]} \u2192 {answers[index]}"
         texts.append(f"{text}\n{confidence(probabilities[index].max())}")
     wrong = np.flatnonzero(answers != record["labels"])  # those whose images are recorded
     return record["mistakes"][np.searchsorted(wrong, order)], texts
@@ -875,7 +843,7 @@ def plot_sheets(title, sheets, columns=12, room=1):
 def plot_confusion(run):
     """Return a Figure that counts the predictions for each label, with the accuracy of each label on the
     right. Only mistakes are coloured, in each model by its own scale."""
-    title = f"Confusion matrices: numbers of images, and the accuracy of each digit\n{run.data}"
+    title = f"Confusion matrices: numbers of images, and the accuracy of each digit\n{run.description}"
     figure, panels = bare_panels(title, len(run.records), columns=3, width=4, height=3.95)
     for axes, (name, (seed, record)) in zip(panels, first_records(run).items()):
         pairs = 10 * record["labels"] + record["logits"].argmax(axis=1)
@@ -884,16 +852,9 @@ def plot_confusion(run):
         mistakes = counts - np.diag(right)
         darkest = 1.5 * max(mistakes.max(), 1)  # dark text stays readable
         axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
-        style = {
-            "ha": "center",
-            "va": "center",
-            "fontsize": 7,
-            "family": "DejaVu Sans",  # which has bold digits: matplotlib complains about fonts without
-            "in_layout": False,  # laid out faster
-        }
+        style = {"ha": "center", "va": "center", "fontsize": 7, "in_layout": False}
         for label, prediction in np.argwhere(counts):
-            weight = "bold" if label == prediction else "normal"
-            axes.text(prediction, label, counts[label, prediction], weight=weight, **style)
+            axes.text(prediction, label, counts[label, prediction], **style)
         for label in np.unique(record["labels"]):
             axes.text(10.3, label, f"{right[label] / counts[label].sum():.1%}", **style)
         axes.set(xlim=(-0.5, 11), xticks=range(10), yticks=range(10), xlabel="prediction", ylabel="label")
@@ -903,25 +864,25 @@ def plot_confusion(run):
 
 def plot_layers(run):
     """Return a Figure of one digit on its way through each model: what comes out of its layers."""
-    digit = f"the one of a hundred {run.settings['kind']} images of which it is least sure"
+    digit = f"the one of a hundred {run.kind} images of which it is least sure"
     colors = "blue is positive, red negative; where nothing is negative, black is 0"
-    title = f"A digit on its way through each model: {digit}\n{colors}\n{run.data}"
+    title = f"A digit on its way through each model: {digit}\n{colors}\n{run.description}"
     figure, panels = bare_panels(title, len(run.records), columns=4, width=4, height=1)
     depth = 0
     for axes, (name, (_, record)) in zip(panels, first_records(run).items()):
         axes.set_title(name, fontsize=10)
-        bottom = draw_step(axes, "input", record["input"][None], 15, most=255)
+        bottom = draw_step(axes, "input", record["input"][None], 15)
         if "filters" in record:
-            filters = record["filters"]
-            most = np.abs(filters).max()
-            bottom = draw_step(axes, "weights of the first layer", filters, bottom + 15, most)
+            bottom = draw_step(axes, "weights of the first layer", record["filters"], bottom + 15)
         layers = [layer for layer in layers_of(record) if 1 <= layer[-1].ndim <= 3]
         if len(layers) > MOST_LAYERS:
             axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
-        scales = strip_scales(layers)
         for layer, kind, _, output in layers[:MOST_LAYERS]:
-            most = scales[kind] if output.ndim == 1 else np.abs(output).max()
-            bottom = draw_step(axes, f"{layer}, {kind}", output, bottom + 15, most)
+            scale = output
+            if output.ndim == 1:  # strips of one kind have one scale: one sees where numbers fade
+                strips = [each for _, other, _, each in layers if other == kind and each.ndim == 1]
+                scale = np.concatenate(strips)
+            bottom = draw_step(axes, f"{layer}, {kind}", output, bottom + 15, scale)
         draw_probabilities(axes, softmax(record["input_logits"]), bottom + 15)
         depth = max(depth, bottom + 55)
     for axes in panels:
@@ -930,23 +891,15 @@ def plot_layers(run):
     return figure
 
 
-def strip_scales(layers):
-    """Return {kind of layer: the largest number in its strips}. On one scale, one sees where numbers fade."""
-    scales = {}
-    for _, kind, _, output in layers:
-        if output.ndim == 1:
-            scales[kind] = max(scales.get(kind, 0), np.abs(output).max())
-    return scales
-
-
-def draw_step(axes, step, values, top, most):
-    """Draw maps (C, H, W) in rows of eight, or numbers (N,) as a strip, on a scale up to `most`. Return the y
-    at which the drawing ends. The unit is a pixel of MNIST: a map of 28 x 28 and its gap take 29."""
+def draw_step(axes, step, values, top, scale=None):
+    """Draw maps (C, H, W) in rows of eight, or numbers (N,) as a strip, in the colours that fit them or, if
+    given, the numbers in scale. Return the y at which the drawing ends. The unit is a pixel of MNIST: a map
+    of 28 x 28 and its gap take 29."""
     axes.text(0, top - 3, f"{step}: {shape_text(values)}", fontsize=8)
+    most = np.abs(values if scale is None else scale).max()
+    style = {"cmap": "gray", "vmin": 0, "vmax": most}
     if values.min() < 0:
         style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
-    else:
-        style = {"cmap": "gray", "vmin": 0, "vmax": most}
     bottom = top + 10 * values.ndim
     if values.ndim == 3:
         bottom = top + 29 * math.ceil(min(len(values), MOST_MAPS) / 8)
@@ -976,8 +929,8 @@ def plot_digits(digits, logits):
     height = 1.7 + 0.12 * len(logits)  # inches; the second part for a line of text
     figure, panels = bare_panels(title, count, columns, width=2.4, height=height)
     for index, axes in enumerate(panels):
-        seen = np.kron(digits["images"][index], np.ones((4, 4), dtype=np.uint8))  # as large as the picture
-        seen = np.stack([seen, seen, seen], axis=2)
+        # in gray, as large as the picture
+        seen = np.kron(digits["images"][index][:, :, None], np.ones((4, 4, 3), dtype=np.uint8))
         axes.imshow(np.hstack([digits["originals"][index], seen]))
         axes.set_anchor("N")  # leaves room for the answers below
         axes.set_title(str(digits["names"][index])[-30:], fontsize=8)
@@ -1036,27 +989,32 @@ def show_run(folder):
         edit = Edit(before, run)
         lines += edit_lines(edit)
         pictures = pictures_of_edit(edit)
-    lines += notes_on_changes(run, lines)
-    for name in ("edit", "fixed"):
-        if name not in pictures:  # of a run that is not there any more
-            (run.folder / f"{name}.png").unlink(missing_ok=True)
+    lines += notes_on_changes(lines)
     if run.stats:
         pictures["comparison"] = partial(plot_comparison, run)
     if run.records:
         pictures |= {name: partial(make_figure, run) for name, make_figure in IMAGES.items()}
     pictures |= {name: partial(plot_experiment, run, name) for name in run.stats}
+    path = run.folder / "summary.md"
     text = "\n".join([*lines, *details(run)])
-    (run.folder / "summary.md").write_text(f"{text}\n", encoding="utf-8")
+    path.write_text(f"{text}\n", encoding="utf-8")
     try:
-        print("", *lines, "", "Drawing the pictures ...", sep="\n", flush=True)
+        print("", *lines, "", f"{path} holds this table. Drawing the pictures ...", sep="\n", flush=True)
     finally:  # even if printing fails, as in python main.py | head
-        drawn = ["summary.md"]
-        for name, make_figure in pictures.items():
-            path = run.folder / f"{name}.png"
-            if draw(path, make_figure):
-                drawn.append(path.name)
-    print(f"In {run.folder}: {'  '.join(drawn)}", flush=True)
-    return len(drawn) == len(pictures) + 1
+        all_drawn = draw_all(pictures, run.folder)
+    return all_drawn
+
+
+def draw_all(pictures, folder, ending=".png"):
+    """Draw pictures, {name: a function that makes the Figure}, into a folder and print their names. Return
+    whether all could be drawn."""
+    drawn = []
+    for name, make_figure in pictures.items():
+        path = folder / f"{name}{ending}"
+        if draw(path, make_figure):
+            drawn.append(path.name)
+    print(f"In {folder}: {'  '.join(drawn)}", flush=True)
+    return len(drawn) == len(pictures)
 
 
 def draw_comparison(folder):
@@ -1083,14 +1041,9 @@ def compare_runs(before_folder, after_folder):
     whether it could be drawn. Raises OSError that names a file that can't be read."""
     edit = Edit(read_run(before_folder), read_run(after_folder))
     lines = edit_lines(edit)
-    print(*lines, *notes_on_changes(edit.after, lines), "", sep="\n")
-    numbers = f"{edit.before.folder.name}_{edit.after.folder.name}"
-    all_drawn = True
-    for name, make_figure in pictures_of_edit(edit).items():
-        path = edit.after.folder.parent / f"{name}_{numbers}.png"
-        print(f"Drawing {path} ...", flush=True)
-        all_drawn = draw(path, make_figure) and all_drawn
-    return all_drawn
+    print(*lines, *notes_on_changes(lines), "", sep="\n")
+    ending = f"_{edit.before.folder.name}_{edit.after.folder.name}.png"
+    return draw_all(pictures_of_edit(edit), edit.after.folder.parent, ending)
 
 
 def main(arguments):
@@ -1118,14 +1071,10 @@ def main(arguments):
 
 
 def find_run(name):
-    """Return the folder of a run, given its number or path. Raises FileNotFoundError, which names those that
-    exist."""
+    """Return the folder of a run, given its number or path. Raises FileNotFoundError if there is none."""
     folder = RESULTS / name if name.isdecimal() else Path(name)
     if not (folder / "settings.json").exists():
-        existing = ", ".join(folder.name for folder in reversed(run_folders(RESULTS)))
-        raise FileNotFoundError(
-            f"there is no run {name}; in {RESULTS}: {existing or 'none, first run main.py'}"
-        )
+        raise FileNotFoundError(f"there is no run {name}: python plot.py lists those in {RESULTS}")
     return folder
 
 
