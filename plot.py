@@ -9,7 +9,6 @@ Nothing is trained here, and no picture of a run needs its models: its files hol
 import argparse
 import csv
 import difflib
-import io
 import json
 import math
 import re
@@ -19,7 +18,7 @@ import tokenize
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -156,23 +155,14 @@ def read_csv(path):
 
 def read_codes(folder):
     """Return the code of a run: {path in code/: {number of a line: the line}}, without comments and blank
-    lines."""
+    lines. Two spaces and a # begin a comment, also in a string."""
     code = {}
     for path in folder.glob("code/**/*.py"):
-        with tokenize.open(path) as file:
-            code[path.relative_to(folder / "code").as_posix()] = code_lines(file.read())
+        with tokenize.open(path) as file:  # in the encoding that it states
+            lines = [re.sub(r"(^\s*|  )#.*", "", line).rstrip() for line in file]
+        name = path.relative_to(folder / "code").as_posix()
+        code[name] = {number: line for number, line in enumerate(lines, start=1) if line}
     return code
-
-
-@cache  # most runs share most of their modules
-def code_lines(text):
-    """Return {number of a line: the line} of a module, without comments and blank lines."""
-    lines = text.split("\n")
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    return {number: line.rstrip() for number, line in enumerate(lines, start=1) if line.strip()}
 
 
 def is_finished(run, name):
@@ -293,9 +283,7 @@ def notes_on_changes(lines):
 def summary(run):
     """Return what was reached, as lines: a table of the last epochs, and remarks."""
     baseline = run.baseline
-    how = "1 seed"
-    if len(run.seeds) > 1:
-        how = f"mean ± standard deviation of {len(run.seeds)} seeds"
+    seeds = ", ".join(map(str, run.seeds))
     table = [["experiment", "train acc", f"{run.kind} loss", f"{run.kind} acc", "gain", "seconds"]]
     gain = ""
     for name, seeds in run.stats.items():
@@ -305,7 +293,11 @@ def summary(run):
             gain = cells[-1] = change_text((run, baseline), (run, name), "eval_accuracy")
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
         table.append([name, *cells, f"{seconds:.0f}"])
-    lines = [f"Run {run.folder.name}, {run.date}: {run.description}", f"Last epoch, {how}", ""]
+    lines = [
+        f"Run {run.folder.name}, {run.date}: {run.description}",
+        f"Last epoch of seeds {seeds}, mean ± standard deviation",
+        "",
+    ]
     lines += [*markdown(table), ""]
     if gain:
         lines.append(f"gain: {run.kind} accuracy over {baseline}, in percentage points")
@@ -328,9 +320,6 @@ def training_remarks(run):
             has_high_loss = columns["eval_loss"][-1] > 0.95 * LOSS_OF_GUESSING
             if has_high_loss and columns["eval_accuracy"][-1] < 0.2:
                 advice = "try another learning_rate, more epochs, smaller batches, no softmax at the end"
-                train_accuracy = run.records[name][seed]["train_accuracy"]
-                if train_accuracy > 0.5:
-                    advice = f"but {train_accuracy:.0%} of the training images: are these of another kind?"
                 lines.append(f"Warning: {name}, seed {seed} has learned almost nothing: {advice}")
     return lines
 
@@ -362,8 +351,8 @@ class Edit:
     """What led from one run to another.
 
     changes: data, seeds, versions and lines of the code that differ, without blank ones.
-    experiments: names of those whose losses differ. unfinished: of those that one of the runs has not
-    finished, and that are not compared. no_error: why the errors of changes can't be given, or "".
+    experiments: names of those that both have finished and whose losses differ.
+    no_error: why the errors of changes can't be given, or "".
     """
 
     def __init__(self, before, after):
@@ -376,7 +365,6 @@ class Edit:
                 self.changes.append(f"{key}: {old} -> {new}")
         self.changes += code_changes(before.code, after.code)
         self.experiments = []
-        self.unfinished = []
         for name, facts in after.experiments.items():
             if name not in before.experiments:
                 continue
@@ -385,13 +373,11 @@ class Edit:
                 for part in facts["row"].split(", "):  # of a notebook
                     if part not in old_row:
                         self.changes.append(f"row {name!r}: {part}")
-            if not (is_finished(before, name) and is_finished(after, name)):
-                self.unfinished.append(name)
-                continue
             losses = []
             for run in (before, after):
-                losses.append([columns["eval_loss"].tolist() for columns in run.stats[name].values()])
-            if losses[0] != losses[1]:
+                if is_finished(run, name):
+                    losses.append([columns["eval_loss"].tolist() for columns in run.stats[name].values()])
+            if len(losses) == 2 and losses[0] != losses[1]:
                 self.experiments.append(name)
         self.no_error = ""
         if before.seeds != after.seeds:
@@ -478,10 +464,8 @@ def edit_lines(edit):
         )
     if edit.experiments:
         lines += ["", *edit_table(edit)]
-    elif edit.changes and not edit.unfinished:
-        lines += ["", "This changed no loss and no accuracy of the rows that both runs have"]
-    if edit.unfinished:
-        lines += ["", f"Not compared, since not finished: {'; '.join(edit.unfinished)}"]
+    elif edit.changes:
+        lines += ["", "This changed no loss and no accuracy of the rows that both runs have finished"]
     return lines
 
 
@@ -615,7 +599,7 @@ def plot_comparison(run, edit=None):
     if edit is not None:
         title = "\n".join([title, *edit.changes[:2]])
         if len(edit.changes) > 2:
-            title += f" ... and {len(edit.changes) - 2} more lines"
+            title += " ..."
         heading += f", run {edit.before.folder.name} (dashed) \u2192 run {run.folder.name}"
     epochs = max(len(columns["epoch"]) for name in names for columns in run.stats[name].values())
     last_row = ["end", "legend"]
@@ -741,10 +725,8 @@ def bare_panels(title, count, columns, width, height):
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = new_figure(max(width * columns, 6), 0.6 + height * rows, title)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in panels:
-        axes.set(xticks=[], yticks=[], frame_on=False)
-    return figure, panels[:count]
+    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=bare).flatten()[:count]
 
 
 def sheet(images, columns, room=1):
@@ -925,9 +907,8 @@ def plot_digits(digits, logits):
     of {model: logits (M, 10)}."""
     count = min(len(digits["names"]), MOST_DIGITS)
     title = f"My digits: the picture, and what the models see ({count} of {len(digits['names'])})"
-    columns = 5 if count <= 30 else 10
     height = 1.7 + 0.12 * len(logits)  # inches; the second part for a line of text
-    figure, panels = bare_panels(title, count, columns, width=2.4, height=height)
+    figure, panels = bare_panels(title, count, columns=6, width=2.4, height=height)
     for index, axes in enumerate(panels):
         # in gray, as large as the picture
         seen = np.kron(digits["images"][index][:, :, None], np.ones((4, 4, 3), dtype=np.uint8))
@@ -1013,7 +994,8 @@ def draw_all(pictures, folder, ending=".png"):
         path = folder / f"{name}{ending}"
         if draw(path, make_figure):
             drawn.append(path.name)
-    print(f"In {folder}: {'  '.join(drawn)}", flush=True)
+    if drawn:
+        print(f"In {folder}: {'  '.join(drawn)}", flush=True)
     return len(drawn) == len(pictures)
 
 
