@@ -26,7 +26,6 @@ import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
-COMPARED = ("description", "seeds", "python", "torch", "numpy")  # of two Runs
 COLUMNS = "epoch train_loss train_accuracy eval_loss eval_accuracy seconds learning_rate".split()  # of a CSV
 WIDTH = 100  # characters of a line
 
@@ -267,23 +266,18 @@ def change_text(before, after, column):
     return text
 
 
-def notes_on_changes(lines):
-    """Return lines that say what the errors of gains and changes mean, if some lines hold any."""
-    if not re.search(r"[+-][0-9.]+ ±", "\n".join(lines)):
-        return []
-    return [
-        "",
-        "± behind a gain or a change is its standard error, from the choice of images and, if there are",
-        "several, of seeds. From two or three seeds, it is itself rough.",
-        '"may be chance": an accuracy that changed by less than three errors; equally good models often do.',
-        "The best of many rows is partly the luckiest: it was selected by these figures.",
-    ]
+NOTES = [
+    "",
+    "± behind a mean is the standard deviation of the seeds; behind a gain or a change, its standard",
+    "error, from the choice of images and, if there are several, of seeds. From two or three seeds, it is",
+    'itself rough. "may be chance": an accuracy that changed by less than three errors; equally good',
+    "models often do. The best of many rows is partly the luckiest: it was selected by these figures.",
+]
 
 
 def summary(run):
     """Return what was reached, as lines: a table of the last epochs, and remarks."""
     baseline = run.baseline
-    seeds = ", ".join(map(str, run.seeds))
     table = [["experiment", "train acc", f"{run.kind} loss", f"{run.kind} acc", "gain", "seconds"]]
     gain = ""
     for name, seeds in run.stats.items():
@@ -293,12 +287,8 @@ def summary(run):
             gain = cells[-1] = change_text((run, baseline), (run, name), "eval_accuracy")
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
         table.append([name, *cells, f"{seconds:.0f}"])
-    lines = [
-        f"Run {run.folder.name}, {run.date}: {run.description}",
-        f"Last epoch of seeds {seeds}, mean ± standard deviation",
-        "",
-    ]
-    lines += [*markdown(table), ""]
+    lines = [f"Run {run.folder.name}, {run.date}: {run.description}"]
+    lines += [f"Last epoch, seeds: {', '.join(map(str, run.seeds))}", "", *markdown(table), ""]
     if gain:
         lines.append(f"gain: {run.kind} accuracy over {baseline}, in percentage points")
     elif len(run.experiments) > 1:
@@ -359,20 +349,13 @@ class Edit:
         self.before = before
         self.after = after
         self.changes = []
-        for key in COMPARED:
+        for key in ("description", "seeds", "python", "torch", "numpy"):
             old, new = getattr(before, key), getattr(after, key)
             if old != new:
                 self.changes.append(f"{key}: {old} -> {new}")
         self.changes += code_changes(before.code, after.code)
         self.experiments = []
-        for name, facts in after.experiments.items():
-            if name not in before.experiments:
-                continue
-            old_row = before.experiments[name]["row"]
-            if old_row != facts["row"] and before.code.get("main.py") == after.code.get("main.py"):
-                for part in facts["row"].split(", "):  # of a notebook
-                    if part not in old_row:
-                        self.changes.append(f"row {name!r}: {part}")
+        for name in after.experiments:
             losses = []
             for run in (before, after):
                 if is_finished(run, name):
@@ -414,19 +397,19 @@ def choose_run_before(folder, settings):
     run = Run(folder, {}, read_codes(folder), **settings)
     edits = []
     for before in read_runs(run_folders(folder.parent)):
-        names = before.experiments
+        has_finished = all(is_finished(before, name) for name in before.experiments)
+        has_common_row = before.experiments.keys() & run.experiments.keys()
         edit = Edit(before, run)
-        if names.keys() & settings["experiments"] and not edit.no_error:
-            if all(is_finished(before, name) for name in names):
-                edits.append(edit)
-    if not edits:
-        return None, [
-            "Not compared with another run: none with a row of this one, its seeds and images has finished.",
-            "",
-            "To see what an edit does, run it without and with the edit.",
-        ]
-    nearest = min(edits, key=lambda edit: len(edit.changes))  # the first of several
-    return nearest.before.folder.name, change_lines(nearest)
+        if has_finished and has_common_row and not edit.no_error:
+            edits.append(edit)
+    if edits:
+        nearest = min(edits, key=lambda edit: len(edit.changes))  # the first of several
+        return nearest.before.folder.name, change_lines(nearest)
+    return None, [
+        "Not compared with another run: none with a row of this one, its seeds and images has finished.",
+        "",
+        "To see what an edit does, run it without and with the edit.",
+    ]
 
 
 def run_before(run):
@@ -459,9 +442,7 @@ def edit_lines(edit):
     """Return what has changed since another run and what it did, as lines."""
     lines = ["", *change_lines(edit)]
     if edit.experiments and not edit.changes:
-        lines.append(
-            "But results differ: by another computer, random numbers without the seed, another file?"
-        )
+        lines.append("But results differ: by rows of a notebook, another computer, other random numbers?")
     if edit.experiments:
         lines += ["", *edit_table(edit)]
     elif edit.changes:
@@ -577,9 +558,8 @@ def plot_experiment(run, name):
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
         axes.label_outer()
     seed, record = first_records(run).get(name, (min(seeds), {}))
-    rates = record.get("learning_rates", ())  # of each step
-    if len(rates) == 0:
-        rates = seeds[seed]["learning_rate"]  # at the end of each epoch
+    # of each step or, as long as it has not finished, at the end of each epoch
+    rates = record.get("learning_rates", seeds[seed]["learning_rate"])
     epochs = len(seeds[seed]["epoch"]) * np.arange(1, len(rates) + 1) / len(rates)
     rate.plot(epochs, rates, color="gray", linewidth=1, marker=".", markersize=3)
     rate.set(xlabel="epoch", ylabel="learning rate")
@@ -601,19 +581,11 @@ def plot_comparison(run, edit=None):
         if len(edit.changes) > 2:
             title += " ..."
         heading += f", run {edit.before.folder.name} (dashed) \u2192 run {run.folder.name}"
-    epochs = max(len(columns["epoch"]) for name in names for columns in run.stats[name].values())
-    last_row = ["end", "legend"]
-    bottom = 0.5 + 0.3 * len(names)  # inches, for the legend
-    if epochs < 4:  # the whole curves are close enough
-        last_row = ["legend", "legend"]
-    else:
-        bottom = max(3, bottom)
-    figure = new_figure(10, 6.8 + bottom, title)
-    panels = figure.subplot_mosaic(
-        [["train_loss", "eval_loss"], ["train_accuracy", "eval_accuracy"], last_row],
-        height_ratios=[3, 3, bottom],
-    )
-    legend = panels.pop("legend")
+    rows = [["train_loss", "eval_loss"], ["train_accuracy", "eval_accuracy"]]
+    if max(len(columns["epoch"]) for name in names for columns in run.stats[name].values()) > 3:
+        rows.append(["end", "end"])  # of fewer epochs, the whole curves are close enough
+    figure = new_figure(10, 3.4 * len(rows) + 0.5 + 0.2 * len(names), title)
+    panels = figure.subplot_mosaic(rows)
     panels["train_loss"].sharey(panels["eval_loss"])
     panels["train_accuracy"].sharey(panels["eval_accuracy"])
     places = list(run.experiments)
@@ -632,33 +604,29 @@ def plot_comparison(run, edit=None):
                 hollow = {"linestyle": "--", "markerfacecolor": "white"}
                 draw_curve(axes, edit.before.stats[name], column, style | hollow)
             line = draw_curve(axes, run.stats[name], column, style)
-        entries[textwrap.fill(f"{text}  {name}", 50)] = line
+        entries[textwrap.fill(f"{text}  {name}", 110)] = line
     for column, text in run.headings.items():
         panels[column].set_title(text)
         finish_axes(panels[column], column)
     if "end" in panels:
         panels["end"].set_title(f"{run.headings['eval_accuracy']}: a closer look at the best")
         look_closer(panels["end"])
-    style = {"loc": "upper left", "fontsize": 9, "handlelength": 4, "frameon": False, "alignment": "left"}
-    legend.legend(entries.values(), entries.keys(), title=heading, **style)
-    legend.get_legend().set_in_layout(False)  # a long name would press the panels together
-    legend.set_axis_off()
+    style = {"loc": "outside lower left", "fontsize": 9, "frameon": False, "alignment": "left"}
+    figure.legend(entries.values(), entries.keys(), title=heading, handlelength=4, **style)
     return figure
 
 
-# Accuracies are drawn as errors in percent, 100 - accuracy, on a logarithmic scale, upside down and with
-# labels that say accuracy. That spreads out 98 to 99.9%. Smaller errors are drawn here, since log(0) does
-# not exist.
-LEAST_ERROR = 0.01
-
-
 def draw_curve(axes, seeds, column, style):
-    """Draw the mean of the seeds as a line and their range as a band. Return the line."""
+    """Draw the mean of the seeds as a line and their range as a band. Return the line.
+
+    Accuracies are drawn as errors in percent, 100 - accuracy, on a logarithmic scale, upside down and with
+    labels that say accuracy. That spreads out 98 to 99.9%.
+    """
     # (epochs, seeds); an interrupted training lacks the later epochs.
     curves = (columns[column] for columns in seeds.values())
     values = np.array(list(zip_longest(*curves, fillvalue=np.nan)))
     if column.endswith("accuracy"):
-        values = np.maximum(100 - 100 * values, LEAST_ERROR)
+        values = np.maximum(100 - 100 * values, 0.01)  # log(0) does not exist
     epochs = range(1, len(values) + 1)
     (line,) = axes.plot(epochs, np.nanmean(values, axis=1), markersize=4, linewidth=1.3, **style)
     if len(seeds) > 1:
@@ -694,21 +662,17 @@ def finish_axes(axes, column):
     if axes.dataLim.ymax > 0.8 * guessing:
         axes.axhline(guessing, xmax=1 / 1.15, color="gray", linestyle=":", linewidth=1)
         axes.text(1.01 * last, guessing, "guessing", va="center", fontsize=7, clip_on=True)
-    together = axes.get_shared_y_axes().get_siblings(axes)
-    positive = all(each.dataLim.ymin > 0 for each in together)  # a loss may be negative, such as NLLLoss
-    locator = AutoLocator()
-    if positive:
-        axes.set_yscale("log")
-        steps = LogLocator(subs=(1, 2, 5))
-        low, high = sorted(axes.get_ylim())
-        ticks = steps.tick_values(low, high)
-        if np.sum((low <= ticks) & (ticks <= high)) >= 3:
-            locator = steps
+    axes.set_yscale("log")
+    low, high = sorted(axes.get_ylim())
+    locator = LogLocator(subs=(1, 2, 5))
+    ticks = locator.tick_values(low, high)
+    if np.sum((low <= ticks) & (ticks <= high)) < 3:
+        locator = AutoLocator()
     axes.yaxis.set_major_locator(locator)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     if column.endswith("loss"):
-        axes.set_ylabel("loss per image, logarithmic" if positive else "loss per image")
+        axes.set_ylabel("loss per image, logarithmic")
         axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylabel("accuracy in %, stretched towards 100")
@@ -970,7 +934,7 @@ def show_run(folder):
         edit = Edit(before, run)
         lines += edit_lines(edit)
         pictures = pictures_of_edit(edit)
-    lines += notes_on_changes(lines)
+    lines += NOTES
     if run.stats:
         pictures["comparison"] = partial(plot_comparison, run)
     if run.records:
@@ -1023,7 +987,7 @@ def compare_runs(before_folder, after_folder):
     whether it could be drawn. Raises OSError that names a file that can't be read."""
     edit = Edit(read_run(before_folder), read_run(after_folder))
     lines = edit_lines(edit)
-    print(*lines, *notes_on_changes(lines), "", sep="\n")
+    print(*lines, *NOTES, "", sep="\n")
     ending = f"_{edit.before.folder.name}_{edit.after.folder.name}.png"
     return draw_all(pictures_of_edit(edit), edit.after.folder.parent, ending)
 
