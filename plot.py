@@ -95,7 +95,7 @@ class Run:
 
 def run_folders(results_dir):
     """Return the folders of all runs, the newest first."""
-    folders = [path.parent for path in Path(results_dir).glob("*/settings.json")]
+    folders = [path.parent for path in results_dir.glob("*/settings.json")]
     numbered = [folder for folder in folders if folder.name.isdecimal()]
     return sorted(numbered, key=lambda folder: int(folder.name), reverse=True)
 
@@ -149,7 +149,9 @@ def read_csv(path):
     """Return {column: an array with a number per epoch}, or {} if no epoch has finished."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS if rows}
+    if not rows:
+        return {}
+    return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
 
 
 def read_codes(folder):
@@ -166,9 +168,8 @@ def read_codes(folder):
 
 def is_finished(run, name):
     """Whether all trainings of an experiment have run through all of their epochs."""
-    seeds = run.seeds
-    has_epochs = run.stats.get(name, {}).keys() >= set(seeds)
-    return has_epochs and all((run.folder / f"{name}-seed{seed}.npz").exists() for seed in seeds)
+    has_epochs = run.stats.get(name, {}).keys() >= set(run.seeds)
+    return has_epochs and all((run.folder / f"{name}-seed{seed}.npz").exists() for seed in run.seeds)
 
 
 def first_records(run):
@@ -188,9 +189,10 @@ def layers_of(record):
 
 def markdown(table):
     """Return the lines of a table, given as rows of strings; the first row holds the headings."""
-    widths = [max(len(text) for text in column) for column in zip(*table)]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    rule = ["-" * width for width in widths]
     lines = []
-    for row in [table[0], ["-" * width for width in widths], *table[1:]]:
+    for row in [table[0], rule, *table[1:]]:
         cells = [text.ljust(width) for text, width in zip(row, widths)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -288,7 +290,8 @@ def summary(run):
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
         table.append([name, *cells, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.date}: {run.description}"]
-    lines += [f"Last epoch, seeds: {', '.join(map(str, run.seeds))}", "", *markdown(table), ""]
+    numbers = ", ".join(map(str, run.seeds))
+    lines += [f"Last epoch, seeds: {numbers}", "", *markdown(table), ""]
     if gain:
         lines.append(f"gain: {run.kind} accuracy over {baseline}, in percentage points")
     elif len(run.experiments) > 1:
@@ -304,11 +307,9 @@ def training_remarks(run):
         for seed in run.seeds:
             columns = run.stats.get(name, {}).get(seed, {"epoch": []})
             if seed not in run.records.get(name, {}):
-                epochs = f"{len(columns['epoch'])} of {facts['epochs']} epochs"
-                lines.append(f"Not finished: {name}, seed {seed}: {epochs}")
-                continue
-            has_high_loss = columns["eval_loss"][-1] > 0.95 * LOSS_OF_GUESSING
-            if has_high_loss and columns["eval_accuracy"][-1] < 0.2:
+                count = len(columns["epoch"])
+                lines.append(f"Not finished: {name}, seed {seed}: {count} of {facts['epochs']} epochs")
+            elif columns["eval_loss"][-1] > 0.95 * LOSS_OF_GUESSING and columns["eval_accuracy"][-1] < 0.2:
                 advice = "try another learning_rate, more epochs, smaller batches, no softmax at the end"
                 lines.append(f"Warning: {name}, seed {seed} has learned almost nothing: {advice}")
     return lines
@@ -331,7 +332,7 @@ def details(run):
 
 def shape_text(array):
     """Return a shape such as "6 x 28 x 28"."""
-    return " x ".join(str(size) for size in array.shape)
+    return " x ".join(map(str, array.shape))
 
 
 # What did my edit do? -------------------------------------------------------------------------------
@@ -370,9 +371,9 @@ class Edit:
 
 
 def code_changes(before, after):
-    """Return the lines that differ between the code of two runs, main.py first."""
+    """Return the lines that differ between the code of two runs."""
     changes = []
-    for name in sorted(before | after, key=lambda name: (name != "main.py", name)):
+    for name in sorted(before | after):
         if name not in before or name not in after:
             changes.append(f"{name} is {'new' if name in after else 'gone'}")
             continue
@@ -405,11 +406,8 @@ def choose_run_before(folder, settings):
     if edits:
         nearest = min(edits, key=lambda edit: len(edit.changes))  # the first of several
         return nearest.before.folder.name, change_lines(nearest)
-    return None, [
-        "Not compared with another run: none with a row of this one, its seeds and images has finished.",
-        "",
-        "To see what an edit does, run it without and with the edit.",
-    ]
+    reason = "no finished run has the same seeds, the same images and a row of this one"
+    return None, [f"Not compared: {reason}. Run it without the edit, too.", ""]
 
 
 def run_before(run):
@@ -473,9 +471,8 @@ def edit_table(edit):
 def fixed_and_broken(old, new):
     """Return which images the newer of two records reads rightly and the older does not, and the other way
     round: two arrays of numbers."""
-    was_right = old["logits"].argmax(axis=1) == old["labels"]
-    is_right = new["logits"].argmax(axis=1) == new["labels"]
-    return np.flatnonzero(is_right & ~was_right), np.flatnonzero(was_right & ~is_right)
+    change = scores(new, "eval_accuracy") - scores(old, "eval_accuracy")
+    return np.flatnonzero(change > 0), np.flatnonzero(change < 0)
 
 
 # The list of runs -----------------------------------------------------------------------------------
@@ -484,19 +481,16 @@ def fixed_and_broken(old, new):
 def list_of_runs(folders):
     """Return a table of runs, the oldest first, as lines: when, how many epochs and seeds, the accuracies of
     the rows, and below it what each was compared with and the last line of its edit."""
-    runs = read_runs(folders)
-    table = [["run", "date", "epochs", "seeds", "accuracy in %"]]
+    table = [["run", "date", "epochs", "seeds", "accuracy"]]
     lines = [""]
-    for run in runs:
+    for run in read_runs(folders):
         number = run.folder.name
         epochs = max(facts["epochs"] for facts in run.experiments.values())
-        accuracies = [f"{name} {cell(seeds, 'eval_accuracy')[:-1]}" for name, seeds in run.stats.items()]
+        accuracies = [f"{name} {cell(seeds, 'eval_accuracy')}" for name, seeds in run.stats.items()]
         shown = textwrap.shorten("; ".join(accuracies), WIDTH - 41, placeholder=" ...")
         table.append([number, run.date[5:16], str(epochs), str(len(run.seeds)), shown])
         heading, *_, last = run.edit
         lines.append(textwrap.shorten(f"{number}: {heading} {last}", WIDTH, placeholder=" ..."))
-    if len({run.description for run in runs}) > 1:
-        lines += ["", *(f"{run.folder.name}: {run.description}" for run in runs)]
     return [*markdown(table), *lines]
 
 
@@ -560,8 +554,8 @@ def plot_experiment(run, name):
     seed, record = first_records(run).get(name, (min(seeds), {}))
     # of each step or, as long as it has not finished, at the end of each epoch
     rates = record.get("learning_rates", seeds[seed]["learning_rate"])
-    epochs = len(seeds[seed]["epoch"]) * np.arange(1, len(rates) + 1) / len(rates)
-    rate.plot(epochs, rates, color="gray", linewidth=1, marker=".", markersize=3)
+    ends = np.linspace(0, len(seeds[seed]["epoch"]), len(rates) + 1)[1:]
+    rate.plot(ends, rates, color="gray", linewidth=1, marker=".", markersize=3)
     rate.set(xlabel="epoch", ylabel="learning rate")
     rate.set_ylim(bottom=0)
     rate.grid(alpha=0.3)
@@ -577,9 +571,7 @@ def plot_comparison(run, edit=None):
     title = run.title
     heading = f"{run.headings['eval_accuracy']} at the end"
     if edit is not None:
-        title = "\n".join([title, *edit.changes[:2]])
-        if len(edit.changes) > 2:
-            title += " ..."
+        title = "\n".join([title, *edit.changes[:3]])
         heading += f", run {edit.before.folder.name} (dashed) \u2192 run {run.folder.name}"
     rows = [["train_loss", "eval_loss"], ["train_accuracy", "eval_accuracy"]]
     if max(len(columns["epoch"]) for name in names for columns in run.stats[name].values()) > 3:
@@ -640,10 +632,11 @@ def look_closer(axes):
     """Finish axes of accuracies, and let them show only the later half of the epochs, and there what has at
     most three times the least error: a model that guesses would press the good ones together."""
     half = int(axes.dataLim.xmax / 2)
-    outlines = [line.get_path() for line in axes.lines]
-    outlines += [path for band in axes.collections for path in band.get_paths()]
-    points = np.concatenate([outline.vertices for outline in outlines])
-    errors = points[points[:, 0] > half, 1]
+    points = [line.get_xydata() for line in axes.lines]
+    for band in axes.collections:
+        points.append(band.get_paths()[0].vertices)
+    epochs, errors = np.concatenate(points).T
+    errors = errors[epochs > half]
     near = errors[errors <= 3 * max(errors.min(), 0.1)]
     axes.set_ylim(0.9 * near.min(), 1.1 * near.max())
     finish_axes(axes, "eval_accuracy")
@@ -690,7 +683,8 @@ def bare_panels(title, count, columns, width, height):
     rows = math.ceil(count / columns)
     figure = new_figure(max(width * columns, 6), 0.6 + height * rows, title)
     bare = {"xticks": [], "yticks": [], "frame_on": False}
-    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=bare).flatten()[:count]
+    panels = figure.subplots(rows, columns, squeeze=False, subplot_kw=bare).flatten()
+    return figure, panels[:count]
 
 
 def sheet(images, columns, room=1):
@@ -811,8 +805,9 @@ def plot_confusion(run):
 def plot_layers(run):
     """Return a Figure of one digit on its way through each model: what comes out of its layers."""
     digit = f"the one of a hundred {run.kind} images of which it is least sure"
-    colors = "blue is positive, red negative; where nothing is negative, black is 0"
-    title = f"A digit on its way through each model: {digit}\n{colors}\n{run.description}"
+    meaning = "blue is positive, red negative; where nothing is negative, black is 0"
+    meaning += f"; first {MOST_LAYERS} layers"
+    title = f"A digit on its way through each model: {digit}\n{meaning}\n{run.description}"
     figure, panels = bare_panels(title, len(run.records), columns=4, width=4, height=1)
     depth = 0
     for axes, (name, (_, record)) in zip(panels, first_records(run).items()):
@@ -821,8 +816,6 @@ def plot_layers(run):
         if "filters" in record:
             bottom = draw_step(axes, "weights of the first layer", record["filters"], bottom + 15)
         layers = [layer for layer in layers_of(record) if 1 <= layer[-1].ndim <= 3]
-        if len(layers) > MOST_LAYERS:
-            axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
         for layer, kind, _, output in layers[:MOST_LAYERS]:
             scale = output
             if output.ndim == 1:  # strips of one kind have one scale: one sees where numbers fade
@@ -870,7 +863,7 @@ def plot_digits(digits, logits):
     """Return a Figure of digits, see `dataset.read_digits`: as taken, as the models see them, and the answers
     of {model: logits (M, 10)}."""
     count = min(len(digits["names"]), MOST_DIGITS)
-    title = f"My digits: the picture, and what the models see ({count} of {len(digits['names'])})"
+    title = f"My digits, at most {MOST_DIGITS}: the picture, and what the models see"
     height = 1.7 + 0.12 * len(logits)  # inches; the second part for a line of text
     figure, panels = bare_panels(title, count, columns=6, width=2.4, height=height)
     for index, axes in enumerate(panels):
@@ -1000,20 +993,19 @@ def main(arguments):
     names = parser.parse_args(arguments).runs
     if len(names) > 2:
         parser.error("only two runs can be compared")
+    all_drawn = True
     try:
         folders = [find_run(name) for name in names]
         if len(folders) == 2:
-            return 0 if compare_runs(*folders) else 1
-        if len(folders) == 1:
-            return 0 if show_run(folders[0]) else 1
-        folders = run_folders(RESULTS)
-        if not folders:
-            raise FileNotFoundError(f"there is no run in {RESULTS}: first run main.py")
-        print(*list_of_runs(folders), sep="\n")
-        return 0
+            all_drawn = compare_runs(*folders)
+        elif len(folders) == 1:
+            all_drawn = show_run(*folders)
+        else:
+            print(*list_of_runs(run_folders(RESULTS)), sep="\n")
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0 if all_drawn else 1
 
 
 def find_run(name):

@@ -976,7 +976,7 @@ def test_a_deep_model_makes_no_picture_without_bound(tmp_path, train_set, test_s
     (axes,) = figure.axes
     steps = steps_of(axes)
     assert len(steps) == 3 + plot.MOST_LAYERS  # also the input, the weights and the probabilities
-    assert "first 20" in axes.get_title() and figure.bbox.height < 3000
+    assert "first 20" in figure.get_suptitle() and figure.bbox.height < 3000
 
 
 def test_images_show_the_originals_and_each_transform(tmp_path, trained, train_set):
