@@ -61,8 +61,8 @@ class Run:
     workers: int  # trainings at the same time
     baseline: str  # the experiment that the gains are over
     experiments: dict  # {name: {"row": as text, "epochs", "parameters" and so on}}
-    compared_with: str | None = None  # the number of an earlier run
-    edit: tuple = ()  # lines that say what was edited since
+    compared_with: str | None  # the number of an earlier run
+    edit: list  # lines that say what was edited since
 
     @cached_property
     def records(self):
@@ -395,7 +395,7 @@ def choose_run_before(folder, settings):
     fewest lines, and the oldest of these: an exercise is compared with the unedited run, and not with the
     exercise before it. Runs that can't be read cost one line on standard error.
     """
-    run = Run(folder, {}, read_codes(folder), **settings)
+    run = Run(folder, {}, read_codes(folder), **settings, compared_with=None, edit=[])
     edits = []
     for before in read_runs(run_folders(folder.parent)):
         has_finished = all(is_finished(before, name) for name in before.experiments)

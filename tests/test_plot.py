@@ -122,6 +122,7 @@ def chosen(folder, trainings, code=CODE, **changes):
     new = {name: {seed: ([], None) for seed in seeds} for name, seeds in trainings.items()}
     path = make_run(folder, new, code, **changes) / "settings.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
+    del settings["compared_with"], settings["edit"]  # which are not known yet
     path.unlink()
     return plot.choose_run_before(folder, settings)
 
