@@ -398,8 +398,9 @@ def choose_run_before(folder, settings):
     run = Run(folder, {}, read_codes(folder), **settings, compared_with=None, edit=[])
     edits = []
     for before in read_runs(run_folders(folder.parent)):
-        has_finished = all(is_finished(before, name) for name in before.experiments)
-        has_common_row = before.experiments.keys() & run.experiments.keys()
+        names = before.experiments.keys()
+        has_finished = all(is_finished(before, name) for name in names)
+        has_common_row = names & run.experiments.keys()
         edit = Edit(before, run)
         if has_finished and has_common_row and not edit.no_error:
             edits.append(edit)
@@ -749,7 +750,8 @@ def most_confident(record, images):
     images (N, 28, 28), and for each a text with label, answer and the answer's probability."""
     probabilities = softmax(record["logits"])
     answers = probabilities.argmax(axis=1)
-    order = images[np.argsort(-probabilities[images].max(axis=1), kind="stable")][:MOST_MISTAKES]
+    confidences = probabilities[images].max(axis=1)
+    order = images[np.argsort(-confidences, kind="stable")][:MOST_MISTAKES]
     texts = []
     for index in order:
         text = f"{record['labels'][index]} \u2192 {answers[index]}"
