@@ -925,7 +925,7 @@ def ask(pictures, experiments, folder, drawing):
         return False
     print("", *plot.digit_table(digits, logits), sep="\n")
     drawn = plot.draw(drawing, plot.plot_digits, digits, logits)
-    print(f"\nThe models are those of {folder}: {trained.data}. {drawing} shows what they saw.")
+    print(f"\nThe models are those of {folder}: {trained.description}. {drawing} shows what they saw.")
     return drawn and len(logits) == len(experiments) and len(digits["names"]) == len(pictures)
 
 

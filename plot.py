@@ -9,7 +9,6 @@ Nothing is trained here, and no picture of a run needs its models: its files hol
 import argparse
 import csv
 import difflib
-import io
 import json
 import math
 import re
@@ -19,24 +18,20 @@ import tokenize
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
-from itertools import cycle, zip_longest
+from functools import cached_property, partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
-MEASURES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
-COMPARED = ("description", "train_checksum", "eval_checksum", "seeds", "python", "torch", "numpy")  # settings
-COLUMNS = ("epoch", *MEASURES, "seconds", "learning_rate")  # of a CSV
-SETTINGS = {*COMPARED, "date", "kind", "workers", "baseline", "compared_with", "edit", "experiments"}
+COLUMNS = "epoch train_loss train_accuracy eval_loss eval_accuracy seconds learning_rate".split()  # of a CSV
 WIDTH = 100  # characters of a line
 
 # So that no table and no picture grows without bound:
 MOST_LINES = 20  # of an edit
-MOST_MISTAKES = 24  # of an experiment
-MOST_FIXED = 12  # of an experiment, and as many broken ones
+MOST_MISTAKES = 24  # of an experiment, and as many fixed and broken images
 MOST_MAPS = 64  # of a layer
 MOST_LAYERS = 20  # of a model
 MOST_DIGITS = 500  # of your own
@@ -50,9 +45,24 @@ class Run:
     """What the files of a run hold. Losses are averages per image, accuracies fractions."""
 
     folder: Path
-    settings: dict  # settings.json
     stats: dict  # {experiment: {seed: {column: an array with a number per epoch}}}
     code: dict  # {path in code/, such as "models/lenet.py": {number of a line: the line}}
+
+    # from settings.json:
+    date: str
+    description: str  # what it was trained and tested on, as a sentence
+    kind: str  # of the evaluated images: "test" or "validation"
+    train_checksum: str
+    eval_checksum: str
+    python: str  # the version of it
+    torch: str
+    numpy: str
+    seeds: list
+    workers: int  # trainings at the same time
+    baseline: str  # the experiment that the gains are over
+    experiments: dict  # {name: {"row": as text, "epochs", "parameters" and so on}}
+    compared_with: str | None  # the number of an earlier run
+    edit: list  # lines that say what was edited since
 
     @cached_property
     def records(self):
@@ -67,32 +77,25 @@ class Run:
         return records
 
     @property
-    def data(self):
-        """What it was trained and tested on, as a sentence."""
-        return self.settings["description"]
-
-    @property
     def title(self):
         """The title of its curves."""
-        count = len(self.settings["seeds"])
-        return f"{self.data}, mean and range of {count} seeds" if count > 1 else self.data
+        count = len(self.seeds)
+        return f"{self.description}, mean and range of {count} seeds" if count > 1 else self.description
 
     @property
     def headings(self):
         """{column of a CSV: what tables and axes call it}."""
-        kind = self.settings["kind"]
-        headings = ["training loss during the epoch", "training accuracy during the epoch"]
-        return dict(zip(MEASURES, [*headings, f"{kind} loss", f"{kind} accuracy"]))
-
-    def measured(self, name):
-        """Return all losses and accuracies of an experiment: {seed: four lists, a number per epoch}."""
-        seeds = self.stats.get(name, {})
-        return {seed: [columns[column].tolist() for column in MEASURES] for seed, columns in seeds.items()}
+        return {
+            "train_loss": "training loss during the epoch",
+            "train_accuracy": "training accuracy during the epoch",
+            "eval_loss": f"{self.kind} loss",
+            "eval_accuracy": f"{self.kind} accuracy",
+        }
 
 
 def run_folders(results_dir):
     """Return the folders of all runs, the newest first."""
-    folders = [path.parent for path in Path(results_dir).glob("*/settings.json")]
+    folders = [path.parent for path in results_dir.glob("*/settings.json")]
     numbered = [folder for folder in folders if folder.name.isdecimal()]
     return sorted(numbered, key=lambda folder: int(folder.name), reverse=True)
 
@@ -101,23 +104,20 @@ def read_run(folder):
     """Return the Run in a folder. Trainings without a finished epoch are left out. Raises OSError that
     names a file that can't be read."""
     folder = Path(folder).resolve()
-    stats = {}
     path = folder / "settings.json"  # what an error is about
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if SETTINGS - settings.keys():
-            raise ValueError("made by another version of this program")
-        for name in settings["experiments"]:
-            for seed in settings["seeds"]:
+        run = Run(folder, {}, {}, **json.loads(path.read_text(encoding="utf-8")))
+        for name in run.experiments:
+            for seed in run.seeds:
                 path = folder / f"{name}-seed{seed}.csv"
                 columns = read_csv(path) if path.exists() else {}
                 if columns:
-                    stats.setdefault(name, {})[seed] = columns
+                    run.stats.setdefault(name, {})[seed] = columns
         path = folder / "code"
-        code = read_codes(folder)
+        run.code.update(read_codes(folder))
     except Exception as error:  # json, csv and tokenize raise many kinds
         raise OSError(f"{path} can't be read: {error!r}") from error
-    return Run(folder, settings, stats, code)
+    return run
 
 
 def read_runs(folders):
@@ -147,9 +147,8 @@ def read_record(path):
 
 def read_csv(path):
     """Return {column: an array with a number per epoch}, or {} if no epoch has finished."""
-    text = path.read_text(encoding="utf-8")
-    whole_lines = text.rpartition("\n")[0]  # a full disk may have left half a line at the end
-    rows = list(csv.DictReader(whole_lines.splitlines()))
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     if not rows:
         return {}
     return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
@@ -157,30 +156,20 @@ def read_csv(path):
 
 def read_codes(folder):
     """Return the code of a run: {path in code/: {number of a line: the line}}, without comments and blank
-    lines."""
+    lines. Two spaces and a # begin a comment, also in a string."""
     code = {}
     for path in folder.glob("code/**/*.py"):
-        with tokenize.open(path) as file:
-            code[path.relative_to(folder / "code").as_posix()] = code_lines(file.read())
+        with tokenize.open(path) as file:  # in the encoding that it states
+            lines = [re.sub(r"(^\s*|  )#.*", "", line).rstrip() for line in file]
+        name = path.relative_to(folder / "code").as_posix()
+        code[name] = {number: line for number, line in enumerate(lines, start=1) if line}
     return code
-
-
-@cache  # most runs share most of their modules
-def code_lines(text):
-    """Return {number of a line: the line} of a module, without comments and blank lines."""
-    lines = text.split("\n")
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    return {number: line.rstrip() for number, line in enumerate(lines, start=1) if line.strip()}
 
 
 def is_finished(run, name):
     """Whether all trainings of an experiment have run through all of their epochs."""
-    seeds = run.settings["seeds"]
-    has_epochs = run.stats.get(name, {}).keys() >= set(seeds)
-    return has_epochs and all((run.folder / f"{name}-seed{seed}.npz").exists() for seed in seeds)
+    has_epochs = run.stats.get(name, {}).keys() >= set(run.seeds)
+    return has_epochs and all((run.folder / f"{name}-seed{seed}.npz").exists() for seed in run.seeds)
 
 
 def first_records(run):
@@ -200,41 +189,34 @@ def layers_of(record):
 
 def markdown(table):
     """Return the lines of a table, given as rows of strings; the first row holds the headings."""
-    widths = [max(len(text) for text in column) for column in zip(*table)]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    rule = ["-" * width for width in widths]
     lines = []
-    for row in [table[0], ["-" * width for width in widths], *table[1:]]:
+    for row in [table[0], rule, *table[1:]]:
         cells = [text.ljust(width) for text, width in zip(row, widths)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def values_of(seeds, column, epoch=-1):
+def values_of(seeds, column):
     """Return a number per seed, an array (S,), and a number format. The number is the loss, or the accuracy
-    in percent, of this epoch, by default the last one. seeds: {seed: {column: array}}."""
-    values = np.array([columns[column][epoch] for columns in seeds.values()])
+    in percent, after the last epoch. seeds: {seed: {column: array}}, from a CSV or a record."""
+    values = np.array([columns[column].flat[-1] for columns in seeds.values()])
     if column.endswith("accuracy"):
         return 100 * values, ".2f"
     return values, ".4f"
 
 
-def cell(seeds, column, epoch=-1):
-    """Return the mean of the seeds as text, such as "98.91 ± 0.05%": ± is the standard deviation."""
-    values, form = values_of(seeds, column, epoch)
-    return mean_text(values, form) + ("%" if column.endswith("accuracy") else "")
-
-
-def mean_text(values, form):
-    """Return the mean of some numbers as text, with ± their standard deviation if there are several."""
-    text = f"{np.mean(values):{form}}"
+def cell(seeds, column):
+    """Return the mean of the seeds as text, such as "98.91 ± 0.05%": ± is the standard deviation. Without
+    any, it is empty."""
+    if not seeds:
+        return ""
+    values, form = values_of(seeds, column)
+    text = f"{values.mean():{form}}"
     if len(values) > 1:
-        text += f" ± {np.std(values, ddof=1):{form}}"
-    return text
-
-
-def train_cell(run, name):
-    """Return the accuracy on training images after the last epoch, as `cell` does, of the finished seeds."""
-    accuracies = [100 * record["train_accuracy"] for record in run.records.get(name, {}).values()]
-    return f"{mean_text(accuracies, '.2f')}%" if accuracies else ""
+        text += f" ± {values.std(ddof=1):{form}}"
+    return text + ("%" if column.endswith("accuracy") else "")
 
 
 def scores(record, column):
@@ -244,9 +226,7 @@ def scores(record, column):
     logits = record["logits"].astype(float)
     if column == "eval_accuracy":
         return 100.0 * (logits.argmax(axis=1) == labels)
-    logits -= logits.max(axis=1, keepdims=True)
-    of_labels = logits[np.arange(len(labels)), labels]
-    return np.log(np.exp(logits).sum(axis=1)) - of_labels
+    return np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels]
 
 
 def mean_change(before, after, column):
@@ -258,10 +238,7 @@ def mean_change(before, after, column):
     Myers (2007), "Multireader multicase variance analysis for binary data". With one seed it holds the images
     alone: for an accuracy, the root of the number of answers that changed, as in McNemar's test.
     """
-    changes = []
-    for seed in before:
-        changes.append(scores(after[seed], column) - scores(before[seed], column))
-    changes = np.array(changes)
+    changes = np.array([scores(after[seed], column) - scores(before[seed], column) for seed in before])
     seed_count, image_count = changes.shape
     of_images = changes.mean(axis=0)
     variance = of_images.var(ddof=1) / image_count
@@ -274,10 +251,9 @@ def mean_change(before, after, column):
     return changes.mean(), math.sqrt(variance)
 
 
-def change_text(before, after, column, no_error=""):
-    """Return how much a printed mean has changed as text, with its error or why there is none, such as
-    "+0.13 ± 0.08, may be chance". Only accuracies get a verdict: the standard error of a loss is less
-    reliable.
+def change_text(before, after, column):
+    """Return how much a printed mean has changed as text, with its error, such as "+0.13 ± 0.08, may be
+    chance". Only accuracies get a verdict: the standard error of a loss is less reliable.
 
     before, after: pairs of a Run and the name of an experiment.
     """
@@ -285,81 +261,65 @@ def change_text(before, after, column, no_error=""):
     for run, name in (before, after):
         values, form = values_of(run.stats[name], column)
         means.append(float(f"{values.mean():{form}}"))
-    text = f"{means[1] - means[0]:+{form}}"
-    if no_error:
-        return f"{text}, error unknown: {no_error}"
     change, error = mean_change(*(run.records[name] for run, name in (before, after)), column)
-    text += f" ± {error:{form}}"
+    text = f"{means[1] - means[0]:+{form}} ± {error:{form}}"
     if column == "eval_accuracy" and abs(change) < 3 * error:
         text += ", may be chance"
     return text
 
 
-def notes_on_changes(run, lines):
-    """Return lines that say what the errors of gains and changes mean, if some lines hold any."""
-    if not re.search(r"[+-][0-9.]+ ±", "\n".join(lines)):
-        return []
-    kind = run.settings["kind"]
-    seeds = len(run.settings["seeds"])
-    choice = f"{kind} images and seeds" if seeds > 1 else f"{kind} images"
-    notes = [
-        "",
-        f"± behind a gain or a change is its standard error, from the choice of {choice}.",
-        '"may be chance": an accuracy that changed by less than three errors; equally good models often do.',
-    ]
-    if 1 < seeds < 4:
-        notes.append(f"From {seeds} seeds, this error is itself rough.")
-    if len(run.settings["experiments"]) > 3:
-        notes.append("The best of several rows is partly the luckiest: it was selected by these figures.")
-    return notes
+NOTES = [
+    "",
+    "± behind a mean is the standard deviation of the seeds; behind a gain or a change, its standard",
+    "error, from the choice of images and, if there are several, of seeds. From two or three seeds, it is",
+    'itself rough. "may be chance": an accuracy that changed by less than three errors; equally good',
+    "models often do. The best of many rows is partly the luckiest: it was selected by these figures.",
+]
 
 
 def summary(run):
     """Return what was reached, as lines: a table of the last epochs, and remarks."""
-    kind = run.settings["kind"]
-    baseline = run.settings["baseline"]
-    count = len(run.settings["seeds"])
-    how = f"mean ± standard deviation of {count} seeds" if count > 1 else "1 seed"
-    gains = False
-    table = [["experiment", "train acc", f"{kind} loss", f"{kind} acc", "gain", "seconds"]]
+    baseline = run.baseline
+    table = [["experiment", "train acc", f"{run.kind} loss", f"{run.kind} acc", "gain", "seconds"]]
+    gain = ""
     for name, seeds in run.stats.items():
-        gain = ""
+        cells = [cell(run.records.get(name), "train_accuracy")]  # of the model as it was at the end
+        cells += [cell(seeds, "eval_loss"), cell(seeds, "eval_accuracy"), ""]
         if name != baseline and is_finished(run, name) and is_finished(run, baseline):
-            gain = change_text((run, baseline), (run, name), "eval_accuracy")
-            gains = True
+            gain = cells[-1] = change_text((run, baseline), (run, name), "eval_accuracy")
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
-        cells = [train_cell(run, name), cell(seeds, "eval_loss"), cell(seeds, "eval_accuracy")]
-        table.append([name, *cells, gain, f"{seconds:.0f}"])
-    lines = [f"Run {run.folder.name}, {run.settings['date']}: {run.data}", f"Last epoch, {how}", ""]
-    lines += markdown(table)
-    remarks = [
-        f"seconds: of each training; {run.settings['workers']} ran at the same time",
-        *training_remarks(run),
-    ]
-    if gains:
-        remarks.insert(0, f"gain: {kind} accuracy over {baseline}, in percentage points")
-    elif len(run.settings["experiments"]) > 1:
-        remarks.insert(0, f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
-    return [*lines, "", *remarks]
+        table.append([name, *cells, f"{seconds:.0f}"])
+    lines = [f"Run {run.folder.name}, {run.date}: {run.description}"]
+    numbers = ", ".join(map(str, run.seeds))
+    lines += [f"Last epoch, seeds: {numbers}", "", *markdown(table), ""]
+    if gain:
+        lines.append(f"gain: {run.kind} accuracy over {baseline}, in percentage points")
+    elif len(run.experiments) > 1:
+        lines.append(f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
+    lines.append(f"seconds: of each training; {run.workers} ran at the same time")
+    return lines + training_remarks(run)
+
+
+def losses_of(run, name):
+    """Return for each seed of an experiment the loss after each epoch, as a list of lists."""
+    return [columns["eval_loss"].tolist() for columns in run.stats.get(name, {}).values()]
 
 
 def training_remarks(run):
     """Return a line for each training that has not finished or is no better than guessing, and for each
     experiment whose seeds make no difference."""
     lines = []
-    for name, facts in run.settings["experiments"].items():
-        figures = list(run.measured(name).values())
-        if any(figures.count(each) > 1 for each in figures):
+    for name, facts in run.experiments.items():
+        losses = losses_of(run, name)
+        if any(losses.count(each) > 1 for each in losses):
             reason = "something in the model or its row sets the seed itself"
             lines.append(f"Warning: {name}: several seeds gave the same figures: {reason}")
-        for seed in run.settings["seeds"]:
+        for seed in run.seeds:
             columns = run.stats.get(name, {}).get(seed, {"epoch": []})
             if seed not in run.records.get(name, {}):
-                epochs = f"{len(columns['epoch'])} of {facts['epochs']} epochs"
-                lines.append(f"Not finished: {name}, seed {seed}: {epochs}")
-                continue
-            has_high_loss = columns["eval_loss"][-1] > 0.95 * LOSS_OF_GUESSING
-            if has_high_loss and columns["eval_accuracy"][-1] < 0.2:
+                count = len(columns["epoch"])
+                lines.append(f"Not finished: {name}, seed {seed}: {count} of {facts['epochs']} epochs")
+            elif columns["eval_loss"][-1] > 0.95 * LOSS_OF_GUESSING and columns["eval_accuracy"][-1] < 0.2:
                 advice = "try another learning_rate, more epochs, smaller batches, no softmax at the end"
                 train_accuracy = run.records[name][seed]["train_accuracy"]
                 if train_accuracy > 0.5:
@@ -369,9 +329,9 @@ def training_remarks(run):
 
 
 def details(run):
-    """Return what summary.md also holds, as lines: row, layers and epochs of each experiment."""
+    """Return what summary.md also holds, as lines: row and layers of each experiment."""
     lines = []
-    for name, facts in run.settings["experiments"].items():
+    for name, facts in run.experiments.items():
         lines += ["", f"## {name}", "", f"    {facts['row']}"]  # four spaces: Markdown shows it as code
         if name in run.records:
             _, record = first_records(run)[name]
@@ -380,71 +340,59 @@ def details(run):
                 table.append([layer, kind, shape_text(output), f"{parameters:,}"])
             table.append(["total", "", "", f"{facts['parameters']:,}"])
             lines += ["", *markdown(table)]
-        if name in run.stats:
-            seeds = run.stats[name]
-            table = [["epoch", *run.headings.values()]]
-            for epoch in range(min(len(columns["epoch"]) for columns in seeds.values())):
-                table.append([str(epoch + 1), *(cell(seeds, column, epoch) for column in MEASURES)])
-            lines += ["", *markdown(table)]
     return lines
 
 
 def shape_text(array):
     """Return a shape such as "6 x 28 x 28"."""
-    return " x ".join(str(size) for size in array.shape)
+    return " x ".join(map(str, array.shape))
 
 
 # What did my edit do? -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Edit:
-    """What differs between two runs."""
+    """What led from one run to another.
 
-    before: Run
-    after: Run
-    changes: list  # lines of the code that differ, without blank ones, and data, seeds and versions
-    experiments: list  # names of those whose losses or accuracies differ, or that are new
-    unfinished: list  # names of those that have not finished in both runs, and are not compared
+    changes: data, seeds, versions and lines of the code that differ, without blank ones.
+    experiments: names of those that both have finished and whose losses differ.
+    no_error: why the errors of changes can't be given, or "".
+    """
 
-    @property
-    def no_error(self):
-        """Why the errors of the changes can't be given, or ""."""
-        if self.before.settings["eval_checksum"] != self.after.settings["eval_checksum"]:
-            return "other images"
-        if self.before.settings["seeds"] != self.after.settings["seeds"]:
-            return "other seeds"
-        return ""
-
-
-def find_edit(before, after):
-    """Return the Edit that led from one run to another."""
-    changes = code_changes(before.code, after.code)
-    for key in COMPARED:
-        is_said = key.endswith("checksum") and before.data != after.data  # by the description
-        if before.settings[key] != after.settings[key] and not is_said:
-            changes.append(f"{key}: {before.settings[key]} -> {after.settings[key]}")
-    for name, facts in after.settings["experiments"].items():
-        old = before.settings["experiments"].get(name, facts)
-        if old["row"] != facts["row"] and before.code.get("main.py") == after.code.get("main.py"):
-            old_parts = old["row"].split(", ")
-            parts = [part for part in facts["row"].split(", ") if part not in old_parts]
-            changes.append(f"row {name!r}: {', '.join(parts)}")
-    experiments = []
-    unfinished = []
-    for name in after.settings["experiments"]:
-        is_new = name not in before.settings["experiments"]
-        if not is_finished(after, name) or not (is_new or is_finished(before, name)):
-            unfinished.append(name)
-        elif before.measured(name) != after.measured(name):
-            experiments.append(name)
-    return Edit(before, after, changes, experiments, unfinished)
+    def __init__(self, before, after):
+        self.before = before
+        self.after = after
+        self.changes = []
+        keys = ["description", "seeds", "python", "torch", "numpy"]
+        if before.description == after.description:
+            keys += ["train_checksum", "eval_checksum"]
+        for key in keys:
+            old, new = getattr(before, key), getattr(after, key)
+            if old != new:
+                self.changes.append(f"{key}: {old} -> {new}")
+        self.changes += code_changes(before.code, after.code)
+        self.experiments = []
+        for name in after.experiments:
+            if name not in before.experiments:
+                continue
+            old, new = (run.experiments[name]["row"].split(", ") for run in (before, after))
+            if old != new and before.code == after.code:  # such as a row that a notebook has made
+                parts = ", ".join(part for part in new if part not in old)
+                self.changes.append(f"row {name!r}: {parts}")
+            has_finished = is_finished(before, name) and is_finished(after, name)
+            if has_finished and losses_of(before, name) != losses_of(after, name):
+                self.experiments.append(name)
+        self.no_error = ""
+        if before.seeds != after.seeds:
+            self.no_error = "other seeds"
+        if before.eval_checksum != after.eval_checksum:
+            self.no_error = "other images"
 
 
 def code_changes(before, after):
-    """Return the lines that differ between the code of two runs, main.py first."""
+    """Return the lines that differ between the code of two runs."""
     changes = []
-    for name in sorted(before | after, key=lambda name: (name != "main.py", name)):
+    for name in sorted(before | after):
         if name not in before or name not in after:
             changes.append(f"{name} is {'new' if name in after else 'gone'}")
             continue
@@ -466,32 +414,26 @@ def choose_run_before(folder, settings):
     fewest lines, and the oldest of these: an exercise is compared with the unedited run, and not with the
     exercise before it. Runs that can't be read cost one line on standard error.
     """
-    run = Run(folder, settings, {}, read_codes(folder))
-    best = None
-    reason = "there is no other finished run"
+    run = Run(folder, {}, read_codes(folder), **settings, compared_with=None, edit=[])
+    edits = []
     for before in read_runs(run_folders(folder.parent)):
-        if not all(is_finished(before, name) for name in before.settings["experiments"]):
-            continue
-        edit = find_edit(before, run)
-        if edit.no_error:
-            reason = f"the other runs have {edit.no_error}"
-        elif not before.settings["experiments"].keys() & settings["experiments"].keys():
-            reason = "the other runs have other rows"
-        elif best is None or len(edit.changes) < len(best.changes):
-            best = edit
-    if best is None:
-        return None, [
-            f"Not compared with another run: {reason}.",
-            "",
-            "To see what an edit does, run it without and with the edit.",
-        ]
-    return best.before.folder.name, change_lines(best)
+        names = before.experiments.keys()
+        has_finished = all(is_finished(before, name) for name in names)
+        has_common_row = names & run.experiments.keys()
+        edit = Edit(before, run)
+        if has_finished and has_common_row and not edit.no_error:
+            edits.append(edit)
+    if edits:
+        nearest = min(edits, key=lambda edit: len(edit.changes))  # the first of several
+        return nearest.before.folder.name, change_lines(nearest)
+    reason = "no finished run has the same seeds, the same images and a row of this one"
+    return None, [f"Not compared: {reason}. Run it without the edit, too.", ""]
 
 
 def run_before(run):
     """Return the Run that was chosen for the comparison before a run began, or None. If it can't be read any
     more, a line on standard error says so."""
-    chosen = run.settings["compared_with"]
+    chosen = run.compared_with
     if chosen is None:
         return None
     try:
@@ -518,35 +460,29 @@ def edit_lines(edit):
     """Return what has changed since another run and what it did, as lines."""
     lines = ["", *change_lines(edit)]
     if edit.experiments and not edit.changes:
-        lines = [
-            "",
-            f"The code is that of run {edit.before.folder.name}, but results differ. Possible causes:",
-            "another computer, random numbers without the seed, another file that the code reads.",
-        ]
+        lines.append(
+            "But results differ: another computer, other random numbers, another file that it reads?"
+        )
     if edit.experiments:
         lines += ["", *edit_table(edit)]
-    elif edit.changes and not edit.unfinished:
-        lines += ["", "This changed no loss and no accuracy"]
-    if edit.unfinished:
-        lines += ["", f"Not compared, since not finished: {'; '.join(edit.unfinished)}"]
+    elif edit.changes:
+        lines += ["", "This changed no loss and no accuracy of the rows that both runs have finished"]
     return lines
 
 
 def edit_table(edit):
     """Return a table of the experiments that an edit has changed, as lines."""
     before, after = edit.before, edit.after
-    kind = after.settings["kind"]
-    table = [["experiment", kind, f"run {before.folder.name}", f"run {after.folder.name}", "change"]]
+    table = [["experiment", after.kind, f"run {before.folder.name}", f"run {after.folder.name}", "change"]]
     for name in edit.experiments:
-        is_new = name not in before.stats
         first = name
-        for quantity in ("accuracy",) if is_new else ("accuracy", "loss"):
+        for quantity in ("accuracy", "loss"):
             column = f"eval_{quantity}"
-            old = "" if is_new else cell(before.stats[name], column)
-            change = "new" if is_new else change_text((before, name), (after, name), column, edit.no_error)
-            table.append([first, quantity, old, cell(after.stats[name], column), change])
+            cells = [cell(run.stats[name], column) for run in (before, after)]
+            change = edit.no_error or change_text((before, name), (after, name), column)
+            table.append([first, quantity, *cells, change])
             first = ""
-        if not is_new and not edit.no_error:
+        if not edit.no_error:
             seed, record = first_records(after)[name]
             fixed, broken = fixed_and_broken(before.records[name][seed], record)
             counts = f"seed {seed}: {len(fixed)} fixed, {len(broken)} broken"
@@ -557,9 +493,8 @@ def edit_table(edit):
 def fixed_and_broken(old, new):
     """Return which images the newer of two records reads rightly and the older does not, and the other way
     round: two arrays of numbers."""
-    was_right = old["logits"].argmax(axis=1) == old["labels"]
-    is_right = new["logits"].argmax(axis=1) == new["labels"]
-    return np.flatnonzero(is_right & ~was_right), np.flatnonzero(was_right & ~is_right)
+    change = scores(new, "eval_accuracy") - scores(old, "eval_accuracy")
+    return np.flatnonzero(change > 0), np.flatnonzero(change < 0)
 
 
 # The list of runs -----------------------------------------------------------------------------------
@@ -567,24 +502,17 @@ def fixed_and_broken(old, new):
 
 def list_of_runs(folders):
     """Return a table of runs, the oldest first, as lines: when, how many epochs and seeds, the accuracies of
-    the rows, and below it what each was compared with and the first line of its edit."""
-    runs = read_runs(folders)
-    table = [["run", "date", "epochs", "seeds", "accuracy in %"]]
+    the rows, and below it what each was compared with and the last line of its edit."""
+    table = [["run", "date", "epochs", "seeds", "accuracy"]]
     lines = [""]
-    for run in runs:
+    for run in read_runs(folders):
         number = run.folder.name
-        epochs = {facts["epochs"] for facts in run.settings["experiments"].values()}
-        counts = [", ".join(map(str, sorted(epochs))), str(len(run.settings["seeds"]))]
-        accuracies = [f"{name} {cell(seeds, 'eval_accuracy')[:-1]}" for name, seeds in run.stats.items()]
+        epochs = max(facts["epochs"] for facts in run.experiments.values())
+        accuracies = [f"{name} {cell(seeds, 'eval_accuracy')}" for name, seeds in run.stats.items()]
         shown = textwrap.shorten("; ".join(accuracies), WIDTH - 41, placeholder=" ...")
-        table.append([number, run.settings["date"][5:16], *counts, shown])
-        heading, *edits = run.settings["edit"]
-        edits = [line for line in edits if line.startswith("    ")]
-        added = [line for line in edits if ": + " in line]
-        edit = " ".join([heading, *(added or edits)][:2])
-        lines.append(textwrap.shorten(f"{number}: {edit}", WIDTH, placeholder=" ..."))
-    if len({run.data for run in runs}) > 1:
-        lines += ["", *(f"{run.folder.name}: {run.data}" for run in runs)]
+        table.append([number, run.date[5:16], str(epochs), str(len(run.seeds)), shown])
+        heading, *_, last = run.edit
+        lines.append(textwrap.shorten(f"{number}: {heading} {last}", WIDTH, placeholder=" ..."))
     return [*markdown(table), *lines]
 
 
@@ -627,8 +555,7 @@ def new_figure(width, height, title):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    lines = [textwrap.fill(" ".join(line.split()), int(12 * width)) for line in title.splitlines()]
-    figure.suptitle("\n".join(lines), fontsize=11)
+    figure.suptitle(re.sub(" +", " ", title), fontsize=11, wrap=True)
     return figure
 
 
@@ -646,109 +573,80 @@ def plot_experiment(run, name):
         # Above the axes it hides no curve.
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
         axes.label_outer()
-    draw_rates(rate, run, name)
-    return figure
-
-
-def draw_rates(axes, run, name):
-    """Draw the learning rate of each step of an experiment. Without a record of them, draw that at the end of
-    each epoch."""
-    seeds = run.stats[name]
     seed, record = first_records(run).get(name, (min(seeds), {}))
-    epochs = seeds[seed]["epoch"]
+    # of each step or, where these are not recorded, at the end of each epoch
     rates = record.get("learning_rates", [])
-    if len(rates) > 0:
-        axes.plot(np.linspace(0, len(epochs), len(rates)), rates, color="gray", linewidth=1)
-    else:
-        axes.plot(epochs, seeds[seed]["learning_rate"], color="gray", linewidth=1, marker=".")
-    axes.set(xlabel="epoch", ylabel="learning rate")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-
-
-def plot_comparison(run):
-    """Return a Figure with the curves of all experiments."""
-    return plot_panels(run, run.title, list(run.stats))
-
-
-def plot_edit(edit):
-    """Return a Figure with the curves of the experiments that an edit has changed, before and after it."""
-    title = [edit.after.title, *edit.changes[:2]]
-    if len(edit.changes) > 2:
-        title[-1] += f" ... and {len(edit.changes) - 2} more lines"
-    return plot_panels(edit.after, "\n".join(title), edit.experiments, edit)
-
-
-def plot_panels(run, title, names, edit=None):
-    """Return a Figure of the experiments with these names, and of what they were before an edit: loss and
-    accuracy, training and test, a closer look at the end, and a legend, the best first."""
-    before = edit and edit.before
-    names = sorted(names, key=lambda name: -values_of(run.stats[name], "eval_accuracy")[0].mean())
-    bottom = max(3, 0.25 * len(names))  # inches, for the legend
-    figure = new_figure(10, 6.8 + bottom + 0.2 * title.count("\n"), title)
-    panels = figure.subplot_mosaic(
-        [["train_loss", "eval_loss"], ["train_accuracy", "eval_accuracy"], ["end", "legend"]],
-        height_ratios=[3, 3, bottom],
-    )
-    legend = panels.pop("legend")
-    panels["train_loss"].sharey(panels["eval_loss"])
-    panels["train_accuracy"].sharey(panels["eval_accuracy"])
-    styles = line_styles(run.settings["experiments"])
-    entries = {}  # {text: lines}
-    for name in names:
-        versions = [(run.stats[name], styles[name])]
-        if before is not None and name in before.stats:
-            hollow = {"linestyle": "--", "markerfacecolor": "white"}
-            versions.insert(0, (before.stats[name], styles[name] | hollow))
-        for panel, axes in panels.items():
-            column = "eval_accuracy" if panel == "end" else panel
-            lines = [draw_curve(axes, seeds, column, style) for seeds, style in versions]
-        accuracies = " \u2192 ".join(cell(seeds, "eval_accuracy") for seeds, _ in versions)
-        if len(versions) > 1:
-            change = change_text((before, name), (run, name), "eval_accuracy", edit.no_error)
-            accuracies += f" ({change})"
-        entries[textwrap.fill(f"{accuracies}  {name}", 50)] = tuple(lines)
-    for column, heading in run.headings.items():
-        panels[column].set_title(heading)
-        finish_axes(panels[column], column)
-    look_closer(panels["end"], run.headings["eval_accuracy"])
-    heading = f"{run.headings['eval_accuracy']} at the end"
-    if before is not None:
-        heading += f", run {before.folder.name} (dashed) \u2192 run {run.folder.name}"
-    draw_legend(legend, heading, entries)
+    if len(rates) == 0:
+        rates = seeds[seed]["learning_rate"]
+    ends = np.linspace(0, len(seeds[seed]["epoch"]), len(rates) + 1)[1:]
+    rate.plot(ends, rates, color="gray", linewidth=1, marker=".", markersize=3)
+    rate.set(xlabel="epoch", ylabel="learning rate")
+    rate.set_ylim(bottom=0)
+    rate.grid(alpha=0.3)
     return figure
 
 
-def draw_legend(axes, heading, entries):
-    """Fill axes with a legend. entries: {text: the lines that stand before it}"""
+def plot_comparison(run, edit=None):
+    """Return a Figure of all experiments or, given the edit that led to a run, of those that it has changed,
+    before and after it: loss and accuracy, training and test, a closer look at the end, and a legend, the
+    best first."""
     from matplotlib.legend_handler import HandlerTuple
 
-    side_by_side = {tuple: HandlerTuple(ndivide=None)}
-    style = {"loc": "upper left", "fontsize": 9, "handlelength": 4, "frameon": False, "alignment": "left"}
-    legend = axes.legend(entries.values(), entries.keys(), title=heading, handler_map=side_by_side, **style)
-    legend.set_in_layout(False)  # a long name would press the panels together
-    axes.set_axis_off()
-
-
-def line_styles(names):
-    """Return {name: color and marker}, by the places of the names in the table."""
-    styles = zip(names, cycle(COLORS), cycle(MARKERS))
-    return {name: {"color": color, "marker": marker} for name, color, marker in styles}
-
-
-# Accuracies are drawn as errors in percent, 100 - accuracy, on a logarithmic scale, upside down and with
-# labels that say accuracy. That spreads out 98 to 99.9%. Smaller errors are drawn here, since log(0) does
-# not exist.
-LEAST_ERROR = 0.01
+    names = run.stats if edit is None else edit.experiments
+    names = sorted(names, key=lambda name: -values_of(run.stats[name], "eval_accuracy")[0].mean())
+    title = run.title
+    heading = f"{run.headings['eval_accuracy']} at the end"
+    if edit is not None:
+        title = "\n".join([title, *edit.changes[:3]])
+        heading += f", run {edit.before.folder.name} (dashed) \u2192 run {run.folder.name}"
+    rows = [["train_loss", "eval_loss"], ["train_accuracy", "eval_accuracy"]]
+    if max(len(columns["epoch"]) for name in names for columns in run.stats[name].values()) > 3:
+        rows.append(["end", "end"])  # of fewer epochs, the whole curves are close enough
+    figure = new_figure(10, 3.4 * len(rows) + 0.5 + 0.2 * len(names), title)
+    panels = figure.subplot_mosaic(rows)
+    panels["train_loss"].sharey(panels["eval_loss"])
+    panels["train_accuracy"].sharey(panels["eval_accuracy"])
+    places = list(run.experiments)
+    entries = {}  # {text: the lines that stand before it}
+    for name in names:
+        place = places.index(name)  # so a row has the same look in all pictures
+        style = {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
+        text = cell(run.stats[name], "eval_accuracy")
+        if edit is not None:
+            old = cell(edit.before.stats[name], "eval_accuracy")
+            change = edit.no_error or change_text((edit.before, name), (run, name), "eval_accuracy")
+            text = f"{old} \u2192 {text} ({change})"
+        for panel, axes in panels.items():
+            column = "eval_accuracy" if panel == "end" else panel
+            lines = []
+            if edit is not None:
+                hollow = {"linestyle": "--", "markerfacecolor": "white"}
+                lines.append(draw_curve(axes, edit.before.stats[name], column, style | hollow))
+            lines.append(draw_curve(axes, run.stats[name], column, style))
+        entries[textwrap.fill(f"{text}  {name}", 110)] = tuple(lines)
+    for column, text in run.headings.items():
+        panels[column].set_title(text)
+        finish_axes(panels[column], column)
+    if "end" in panels:
+        panels["end"].set_title(f"{run.headings['eval_accuracy']}: a closer look at the best")
+        look_closer(panels["end"])
+    style = {"loc": "outside lower left", "fontsize": 9, "frameon": False, "alignment": "left"}
+    style |= {"handlelength": 4, "handler_map": {tuple: HandlerTuple(ndivide=None)}}  # side by side
+    figure.legend(entries.values(), entries.keys(), title=heading, **style)
+    return figure
 
 
 def draw_curve(axes, seeds, column, style):
-    """Draw the mean of the seeds as a line and their range as a band. Return the line."""
+    """Draw the mean of the seeds as a line and their range as a band. Return the line.
+
+    Accuracies are drawn as errors in percent, 100 - accuracy, on a logarithmic scale, upside down and with
+    labels that say accuracy. That spreads out 98 to 99.9%.
+    """
     # (epochs, seeds); an interrupted training lacks the later epochs.
     curves = (columns[column] for columns in seeds.values())
     values = np.array(list(zip_longest(*curves, fillvalue=np.nan)))
     if column.endswith("accuracy"):
-        values = np.maximum(100 - 100 * values, LEAST_ERROR)
+        values = np.maximum(100 - 100 * values, 0.01)  # log(0) does not exist
     epochs = range(1, len(values) + 1)
     (line,) = axes.plot(epochs, np.nanmean(values, axis=1), markersize=4, linewidth=1.3, **style)
     if len(seeds) > 1:
@@ -758,18 +656,17 @@ def draw_curve(axes, seeds, column, style):
     return line
 
 
-def look_closer(axes, heading):
+def look_closer(axes):
     """Finish axes of accuracies, and let them show only the later half of the epochs, and there what has at
     most three times the least error: a model that guesses would press the good ones together."""
-    last = axes.dataLim.xmax
-    if last < 4:  # then the whole curves are close enough
-        axes.remove()
-        return
-    half = int(last / 2)
-    errors = np.concatenate([line.get_ydata()[half:] for line in axes.lines])
+    half = int(axes.dataLim.xmax / 2)
+    points = [line.get_xydata() for line in axes.lines]
+    for band in axes.collections:
+        points.append(band.get_paths()[0].vertices)
+    epochs, errors = np.concatenate(points).T
+    errors = errors[epochs > half]
     near = errors[errors <= 3 * max(errors.min(), 0.1)]
     axes.set_ylim(0.9 * near.min(), 1.1 * near.max())
-    axes.set_title(f"{heading}: a closer look at the best")
     finish_axes(axes, "eval_accuracy")
     axes.set_xlim(left=half + 0.5)
 
@@ -804,14 +701,8 @@ def finish_axes(axes, column):
         axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylabel("accuracy in %, stretched towards 100")
-        axes.yaxis.set_major_formatter(accuracy_label)
+        axes.yaxis.set_major_formatter(lambda error, position: f"{100 - error:g}")
         axes.yaxis.set_inverted(True)
-
-
-def accuracy_label(error, position):
-    """Return what an axis of errors says at a tick."""
-    at_least = "\u2265 " if error <= LEAST_ERROR else ""
-    return f"{at_least}{100 - error:g}"
 
 
 # Images ---------------------------------------------------------------------------------------------
@@ -823,9 +714,8 @@ def bare_panels(title, count, columns, width, height):
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = new_figure(max(width * columns, 6), 0.6 + height * rows, title)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in panels:
-        axes.set(xticks=[], yticks=[], frame_on=False)
+    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    panels = figure.subplots(rows, columns, squeeze=False, subplot_kw=bare).flatten()
     return figure, panels[:count]
 
 
@@ -840,14 +730,13 @@ def sheet(images, columns, room=1):
 
 def softmax(logits):
     """Return probabilities, in double precision, so that 0.99999999 does not become 1."""
-    powers = np.exp(logits.astype(float) - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    logits = logits.astype(float)
+    return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 
 def confidence(probability):
-    """Return a probability in percent, rounded down: 99.99% rather than 100%."""
-    hundredths = math.floor(round(1e4 * probability, 6))  # 1e4 * 0.57 is 5699.999999999999
-    return f"{min(hundredths, 9999) / 100:.2f}%"
+    """Return a probability in percent, at most 99.99%: no model is quite certain."""
+    return f"{min(100 * probability, 99.99):.2f}%"
 
 
 def plot_images(run):
@@ -858,48 +747,45 @@ def plot_images(run):
         sheets["as they are"] = record["originals"], []
         if "versions" in record:
             sheets[f"{name}: random versions of each"] = record["versions"].reshape(-1, 28, 28), []
-    return plot_sheets(f"Training images\n{run.data}", sheets, columns=8)
+    return plot_sheets(f"Training images\n{run.description}", sheets, columns=8)
 
 
 def plot_mistakes(run):
-    """Return a Figure with the most confident mistakes of each experiment, at most MOST_MISTAKES."""
+    """Return a Figure with the most confident mistakes of each experiment."""
     sheets = {}
     for name, (seed, record) in first_records(run).items():
         wrong = np.flatnonzero(scores(record, "eval_accuracy") == 0)
-        heading = f"{name}, seed {seed}: {len(wrong):,} mistakes"
-        sheets[heading] = most_confident(record, wrong, MOST_MISTAKES, "{label} \u2192 {answer}")
-    title = f"Mistakes, the most confident first: label \u2192 answer, its probability\n{run.data}"
+        sheets[f"{name}, seed {seed}: {len(wrong):,} mistakes"] = most_confident(record, wrong)
+    title = f"Mistakes, the most confident first: label \u2192 answer, its probability\n{run.description}"
     return plot_sheets(title, sheets, room=20)
 
 
 def plot_fixed(edit):
     """Return a Figure of the images that experiments read rightly after an edit and not before, and the other
     way round."""
-    forms = {"fixed": "{label} ({answer} \u2192 {label})", "broken": "{label} ({label} \u2192 {answer})"}
     sheets = {}
     for name in edit.experiments:
-        if name not in edit.before.stats:
-            continue
         seed, new = first_records(edit.after)[name]
         old = edit.before.records[name][seed]
-        for kind, images, record in zip(forms, fixed_and_broken(old, new), (old, new)):
-            heading = f"{name}, seed {seed}: {len(images):,} {kind}"
-            sheets[heading] = most_confident(record, images, MOST_FIXED, forms[kind])
+        fixed, broken = fixed_and_broken(old, new)
+        sheets[f"{name}, seed {seed}: {len(fixed):,} fixed"] = most_confident(old, fixed)
+        sheets[f"{name}, seed {seed}: {len(broken):,} broken"] = most_confident(new, broken)
     runs = f"run {edit.before.folder.name} to run {edit.after.folder.name}"
-    title = f"Fixed and broken from {runs}, the most confident mistakes"
-    meaning = "label (answer before \u2192 after), probability of the wrong one"
-    return plot_sheets(f"{title}\n{meaning}\n{edit.after.data}", sheets, room=20)
+    title = f"Fixed and broken from {runs}, the most confident mistakes first"
+    meaning = "label \u2192 wrong answer, before it was fixed or after it was broken, and its probability"
+    return plot_sheets(f"{title}\n{meaning}\n{edit.after.description}", sheets, room=20)
 
 
-def most_confident(record, images, count, form):
-    """Return the most confident of some mistakes, given by the numbers of their images: images (N, 28, 28),
-    and for each a text, which holds the label, the answer and the answer's probability."""
+def most_confident(record, images):
+    """Return the most confident of some mistakes, given by the numbers of their images: at most MOST_MISTAKES
+    images (N, 28, 28), and for each a text with label, answer and the answer's probability."""
     probabilities = softmax(record["logits"])
     answers = probabilities.argmax(axis=1)
-    order = images[np.argsort(-probabilities[images].max(axis=1), kind="stable")][:count]
+    confidences = probabilities[images].max(axis=1)
+    order = images[np.argsort(-confidences, kind="stable")][:MOST_MISTAKES]
     texts = []
     for index in order:
-        text = form.format(label=record["labels"][index], answer=answers[index])
+        text = f"{record['labels'][index]} \u2192 {answers[index]}"
         texts.append(f"{text}\n{confidence(probabilities[index].max())}")
     wrong = np.flatnonzero(answers != record["labels"])  # those whose images are recorded
     return record["mistakes"][np.searchsorted(wrong, order)], texts
@@ -930,7 +816,7 @@ def plot_sheets(title, sheets, columns=12, room=1):
 def plot_confusion(run):
     """Return a Figure that counts the predictions for each label, with the accuracy of each label on the
     right. Only mistakes are coloured, in each model by its own scale."""
-    title = f"Confusion matrices: numbers of images, and the accuracy of each digit\n{run.data}"
+    title = f"Confusion matrices: numbers of images, and the accuracy of each digit\n{run.description}"
     figure, panels = bare_panels(title, len(run.records), columns=3, width=4, height=3.95)
     for axes, (name, (seed, record)) in zip(panels, first_records(run).items()):
         pairs = 10 * record["labels"] + record["logits"].argmax(axis=1)
@@ -939,16 +825,9 @@ def plot_confusion(run):
         mistakes = counts - np.diag(right)
         darkest = 1.5 * max(mistakes.max(), 1)  # dark text stays readable
         axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
-        style = {
-            "ha": "center",
-            "va": "center",
-            "fontsize": 7,
-            "family": "DejaVu Sans",  # which has bold digits: matplotlib complains about fonts without
-            "in_layout": False,  # laid out faster
-        }
+        style = {"ha": "center", "va": "center", "fontsize": 7, "in_layout": False}
         for label, prediction in np.argwhere(counts):
-            weight = "bold" if label == prediction else "normal"
-            axes.text(prediction, label, counts[label, prediction], weight=weight, **style)
+            axes.text(prediction, label, counts[label, prediction], **style)
         for label in np.unique(record["labels"]):
             axes.text(10.3, label, f"{right[label] / counts[label].sum():.1%}", **style)
         axes.set(xlim=(-0.5, 11), xticks=range(10), yticks=range(10), xlabel="prediction", ylabel="label")
@@ -958,25 +837,25 @@ def plot_confusion(run):
 
 def plot_layers(run):
     """Return a Figure of one digit on its way through each model: what comes out of its layers."""
-    digit = f"the one of a hundred {run.settings['kind']} images of which it is least sure"
-    colors = "blue is positive, red negative; where nothing is negative, black is 0"
-    title = f"A digit on its way through each model: {digit}\n{colors}\n{run.data}"
+    digit = f"the one of a hundred {run.kind} images of which it is least sure"
+    meaning = "blue is positive, red negative; where nothing is negative, black is 0"
+    title = f"A digit on its way through each model: {digit}\n{meaning}\n{run.description}"
     figure, panels = bare_panels(title, len(run.records), columns=4, width=4, height=1)
     depth = 0
     for axes, (name, (_, record)) in zip(panels, first_records(run).items()):
         axes.set_title(name, fontsize=10)
-        bottom = draw_step(axes, "input", record["input"][None], 15, most=255)
+        bottom = draw_step(axes, "input", record["input"][None], 15)
         if "filters" in record:
-            filters = record["filters"]
-            most = np.abs(filters).max()
-            bottom = draw_step(axes, "weights of the first layer", filters, bottom + 15, most)
+            bottom = draw_step(axes, "weights of the first layer", record["filters"], bottom + 15)
         layers = [layer for layer in layers_of(record) if 1 <= layer[-1].ndim <= 3]
         if len(layers) > MOST_LAYERS:
             axes.set_title(f"{name}, the first {MOST_LAYERS} layers", fontsize=10)
-        scales = strip_scales(layers)
         for layer, kind, _, output in layers[:MOST_LAYERS]:
-            most = scales[kind] if output.ndim == 1 else np.abs(output).max()
-            bottom = draw_step(axes, f"{layer}, {kind}", output, bottom + 15, most)
+            scale = output
+            if output.ndim == 1:  # strips of one kind have one scale: one sees where numbers fade
+                strips = [each for _, other, _, each in layers if other == kind and each.ndim == 1]
+                scale = np.concatenate(strips)
+            bottom = draw_step(axes, f"{layer}, {kind}", output, bottom + 15, scale)
         draw_probabilities(axes, softmax(record["input_logits"]), bottom + 15)
         depth = max(depth, bottom + 55)
     for axes in panels:
@@ -985,23 +864,15 @@ def plot_layers(run):
     return figure
 
 
-def strip_scales(layers):
-    """Return {kind of layer: the largest number in its strips}. On one scale, one sees where numbers fade."""
-    scales = {}
-    for _, kind, _, output in layers:
-        if output.ndim == 1:
-            scales[kind] = max(scales.get(kind, 0), np.abs(output).max())
-    return scales
-
-
-def draw_step(axes, step, values, top, most):
-    """Draw maps (C, H, W) in rows of eight, or numbers (N,) as a strip, on a scale up to `most`. Return the y
-    at which the drawing ends. The unit is a pixel of MNIST: a map of 28 x 28 and its gap take 29."""
+def draw_step(axes, step, values, top, scale=None):
+    """Draw maps (C, H, W) in rows of eight, or numbers (N,) as a strip, in the colours that fit them or, if
+    given, the numbers in scale. Return the y at which the drawing ends. The unit is a pixel of MNIST: a map
+    of 28 x 28 and its gap take 29."""
     axes.text(0, top - 3, f"{step}: {shape_text(values)}", fontsize=8)
+    most = np.abs(values if scale is None else scale).max()
+    style = {"cmap": "gray", "vmin": 0, "vmax": most}
     if values.min() < 0:
         style = {"cmap": "RdBu", "vmin": -most, "vmax": most}
-    else:
-        style = {"cmap": "gray", "vmin": 0, "vmax": most}
     bottom = top + 10 * values.ndim
     if values.ndim == 3:
         bottom = top + 29 * math.ceil(min(len(values), MOST_MAPS) / 8)
@@ -1026,13 +897,12 @@ def plot_digits(digits, logits):
     """Return a Figure of digits, see `dataset.read_digits`: as taken, as the models see them, and the answers
     of {model: logits (M, 10)}."""
     count = min(len(digits["names"]), MOST_DIGITS)
-    title = f"My digits: the picture, and what the models see ({count} of {len(digits['names'])})"
-    columns = 5 if count <= 30 else 10
+    title = f"My digits ({count} of {len(digits['names'])}): the picture, and what the models see"
     height = 1.7 + 0.12 * len(logits)  # inches; the second part for a line of text
-    figure, panels = bare_panels(title, count, columns, width=2.4, height=height)
+    figure, panels = bare_panels(title, count, columns=6, width=2.4, height=height)
     for index, axes in enumerate(panels):
-        seen = np.kron(digits["images"][index], np.ones((4, 4), dtype=np.uint8))  # as large as the picture
-        seen = np.stack([seen, seen, seen], axis=2)
+        # in gray, as large as the picture
+        seen = np.kron(digits["images"][index][:, :, None], np.ones((4, 4, 3), dtype=np.uint8))
         axes.imshow(np.hstack([digits["originals"][index], seen]))
         axes.set_anchor("N")  # leaves room for the answers below
         axes.set_title(str(digits["names"][index])[-30:], fontsize=8)
@@ -1088,30 +958,36 @@ def show_run(folder):
     before = run_before(run)
     pictures = {}
     if before is not None:
-        edit = find_edit(before, run)
+        edit = Edit(before, run)
         lines += edit_lines(edit)
         pictures = pictures_of_edit(edit)
-    lines += notes_on_changes(run, lines)
-    for name in ("edit", "fixed"):
-        if name not in pictures:  # of a run that is not there any more
-            (run.folder / f"{name}.png").unlink(missing_ok=True)
+    lines += NOTES
     if run.stats:
         pictures["comparison"] = partial(plot_comparison, run)
     if run.records:
         pictures |= {name: partial(make_figure, run) for name, make_figure in IMAGES.items()}
     pictures |= {name: partial(plot_experiment, run, name) for name in run.stats}
+    path = run.folder / "summary.md"
     text = "\n".join([*lines, *details(run)])
-    (run.folder / "summary.md").write_text(f"{text}\n", encoding="utf-8")
+    path.write_text(f"{text}\n", encoding="utf-8")
     try:
-        print("", *lines, "", "Drawing the pictures ...", sep="\n", flush=True)
+        print("", *lines, "", f"{path} holds this table. Drawing the pictures ...", sep="\n", flush=True)
     finally:  # even if printing fails, as in python main.py | head
-        drawn = ["summary.md"]
-        for name, make_figure in pictures.items():
-            path = run.folder / f"{name}.png"
-            if draw(path, make_figure):
-                drawn.append(path.name)
-    print(f"In {run.folder}: {'  '.join(drawn)}", flush=True)
-    return len(drawn) == len(pictures) + 1
+        all_drawn = draw_all(pictures, run.folder)
+    return all_drawn
+
+
+def draw_all(pictures, folder, ending=".png"):
+    """Draw pictures, {name: a function that makes the Figure}, into a folder and print their names. Return
+    whether all could be drawn."""
+    drawn = []
+    for name, make_figure in pictures.items():
+        path = folder / f"{name}{ending}"
+        if draw(path, make_figure):
+            drawn.append(path.name)
+    if drawn:
+        print(f"In {folder}: {'  '.join(drawn)}", flush=True)
+    return len(drawn) == len(pictures)
 
 
 def draw_comparison(folder):
@@ -1127,8 +1003,8 @@ def pictures_of_edit(edit):
     """Return {name: a function that makes the Figure} of an edit."""
     pictures = {}
     if edit.experiments:
-        pictures["edit"] = partial(plot_edit, edit)
-        if not edit.no_error and any(name in edit.before.stats for name in edit.experiments):
+        pictures["edit"] = partial(plot_comparison, edit.after, edit)
+        if not edit.no_error:
             pictures["fixed"] = partial(plot_fixed, edit)
     return pictures
 
@@ -1136,16 +1012,11 @@ def pictures_of_edit(edit):
 def compare_runs(before_folder, after_folder):
     """Print what changed from one run to another and what that did, and draw it beside their folders. Return
     whether it could be drawn. Raises OSError that names a file that can't be read."""
-    edit = find_edit(read_run(before_folder), read_run(after_folder))
+    edit = Edit(read_run(before_folder), read_run(after_folder))
     lines = edit_lines(edit)
-    print(*lines, *notes_on_changes(edit.after, lines), "", sep="\n")
-    numbers = f"{edit.before.folder.name}_{edit.after.folder.name}"
-    all_drawn = True
-    for name, make_figure in pictures_of_edit(edit).items():
-        path = edit.after.folder.parent / f"{name}_{numbers}.png"
-        print(f"Drawing {path} ...", flush=True)
-        all_drawn = draw(path, make_figure) and all_drawn
-    return all_drawn
+    print(*lines, *NOTES, "", sep="\n")
+    ending = f"_{edit.before.folder.name}_{edit.after.folder.name}.png"
+    return draw_all(pictures_of_edit(edit), edit.after.folder.parent, ending)
 
 
 def main(arguments):
@@ -1156,31 +1027,28 @@ def main(arguments):
     names = parser.parse_args(arguments).runs
     if len(names) > 2:
         parser.error("only two runs can be compared")
+    all_drawn = True
     try:
         folders = [find_run(name) for name in names]
         if len(folders) == 2:
-            return 0 if compare_runs(*folders) else 1
-        if len(folders) == 1:
-            return 0 if show_run(folders[0]) else 1
-        folders = run_folders(RESULTS)
-        if not folders:
+            all_drawn = compare_runs(*folders)
+        elif len(folders) == 1:
+            all_drawn = show_run(*folders)
+        elif folders := run_folders(RESULTS):
+            print(*list_of_runs(folders), sep="\n")
+        else:
             raise FileNotFoundError(f"there is no run in {RESULTS}: first run main.py")
-        print(*list_of_runs(folders), sep="\n")
-        return 0
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0 if all_drawn else 1
 
 
 def find_run(name):
-    """Return the folder of a run, given its number or path. Raises FileNotFoundError, which names those that
-    exist."""
+    """Return the folder of a run, given its number or path. Raises FileNotFoundError if there is none."""
     folder = RESULTS / name if name.isdecimal() else Path(name)
     if not (folder / "settings.json").exists():
-        existing = ", ".join(folder.name for folder in reversed(run_folders(RESULTS)))
-        raise FileNotFoundError(
-            f"there is no run {name}; in {RESULTS}: {existing or 'none, first run main.py'}"
-        )
+        raise FileNotFoundError(f"there is no run {name}: python plot.py lists those in {RESULTS}")
     return folder
 
 
