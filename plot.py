@@ -116,7 +116,7 @@ def read_run(folder):
         path = folder / "code"
         run.code.update(read_codes(folder))
     except Exception as error:  # json, csv and tokenize raise many kinds
-        raise OSError(f"{path} can't be read: {error!r}") from error
+        raise OSError(f"{path} can't be read, perhaps made by another version: {error!r}") from error
     return run
 
 
@@ -155,8 +155,8 @@ def read_csv(path):
 
 
 def read_codes(folder):
-    """Return the code of a run: {path in code/: {number of a line: the line}}, without comments and blank
-    lines. Two spaces and a # begin a comment, also in a string."""
+    """Return the code of a run: {path in code/: {number of a line: the line}}, without blank lines and
+    comments: a # at the beginning of a line or behind two spaces, and what follows it."""
     code = {}
     for path in folder.glob("code/**/*.py"):
         with tokenize.open(path) as file:  # in the encoding that it states
@@ -238,7 +238,10 @@ def mean_change(before, after, column):
     Myers (2007), "Multireader multicase variance analysis for binary data". With one seed it holds the images
     alone: for an accuracy, the root of the number of answers that changed, as in McNemar's test.
     """
-    changes = np.array([scores(after[seed], column) - scores(before[seed], column) for seed in before])
+    changes = []
+    for seed in before:
+        changes.append(scores(after[seed], column) - scores(before[seed], column))
+    changes = np.array(changes)
     seed_count, image_count = changes.shape
     of_images = changes.mean(axis=0)
     variance = of_images.var(ddof=1) / image_count
@@ -291,7 +294,8 @@ def summary(run):
         table.append([name, *cells, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.date}: {run.description}"]
     numbers = ", ".join(map(str, run.seeds))
-    lines += [f"Last epoch, seeds: {numbers}", "", *markdown(table), ""]
+    seeds = "seed" if len(run.seeds) == 1 else "seeds"
+    lines += [f"Last epoch, {seeds} {numbers}", "", *markdown(table), ""]
     if gain:
         lines.append(f"gain: {run.kind} accuracy over {baseline}, in percentage points")
     elif len(run.experiments) > 1:
@@ -301,8 +305,12 @@ def summary(run):
 
 
 def losses_of(run, name):
-    """Return for each seed of an experiment the loss after each epoch, as a list of lists."""
-    return [columns["eval_loss"].tolist() for columns in run.stats.get(name, {}).values()]
+    """Return for each seed of an experiment its training and evaluation losses, as a list of lists."""
+    losses = []
+    for columns in run.stats.get(name, {}).values():
+        both = np.concatenate([columns["train_loss"], columns["eval_loss"]])
+        losses.append(both.tolist())
+    return losses
 
 
 def training_remarks(run):
@@ -354,15 +362,16 @@ def shape_text(array):
 class Edit:
     """What led from one run to another.
 
-    changes: data, seeds, versions and lines of the code that differ, without blank ones.
-    experiments: names of those that both have finished and whose losses differ.
+    changes: lines of the code that differ, without blank ones, and data, seeds and versions.
+    finished: names of the experiments that both have finished.
+    experiments: those of them whose losses differ.
     no_error: why the errors of changes can't be given, or "".
     """
 
     def __init__(self, before, after):
         self.before = before
         self.after = after
-        self.changes = []
+        self.changes = code_changes(before.code, after.code)
         keys = ["description", "seeds", "python", "torch", "numpy"]
         if before.description == after.description:
             keys += ["train_checksum", "eval_checksum"]
@@ -370,23 +379,24 @@ class Edit:
             old, new = getattr(before, key), getattr(after, key)
             if old != new:
                 self.changes.append(f"{key}: {old} -> {new}")
-        self.changes += code_changes(before.code, after.code)
+        self.finished = []
         self.experiments = []
         for name in after.experiments:
             if name not in before.experiments:
                 continue
             old, new = (run.experiments[name]["row"].split(", ") for run in (before, after))
-            if old != new and before.code == after.code:  # such as a row that a notebook has made
+            if old != new and before.code.get("main.py") == after.code.get("main.py"):  # as in a notebook
                 parts = ", ".join(part for part in new if part not in old)
                 self.changes.append(f"row {name!r}: {parts}")
-            has_finished = is_finished(before, name) and is_finished(after, name)
-            if has_finished and losses_of(before, name) != losses_of(after, name):
-                self.experiments.append(name)
+            if is_finished(before, name) and is_finished(after, name):
+                self.finished.append(name)
+                if losses_of(before, name) != losses_of(after, name):
+                    self.experiments.append(name)
         self.no_error = ""
         if before.seeds != after.seeds:
-            self.no_error = "other seeds"
+            self.no_error = "not judged: other seeds"
         if before.eval_checksum != after.eval_checksum:
-            self.no_error = "other images"
+            self.no_error = "not judged: other images"
 
 
 def code_changes(before, after):
@@ -426,8 +436,11 @@ def choose_run_before(folder, settings):
     if edits:
         nearest = min(edits, key=lambda edit: len(edit.changes))  # the first of several
         return nearest.before.folder.name, change_lines(nearest)
-    reason = "no finished run has the same seeds, the same images and a row of this one"
-    return None, [f"Not compared: {reason}. Run it without the edit, too.", ""]
+    return None, [
+        "Not compared: no finished run has the same seeds, the same images and a row of this one.",
+        "To see what an edit does, run it without and with the edit.",
+        "",
+    ]
 
 
 def run_before(run):
@@ -465,6 +478,8 @@ def edit_lines(edit):
         )
     if edit.experiments:
         lines += ["", *edit_table(edit)]
+    elif not edit.finished:
+        lines += ["", "Not compared: there is no row that both runs have finished"]
     elif edit.changes:
         lines += ["", "This changed no loss and no accuracy of the rows that both runs have finished"]
     return lines
@@ -502,17 +517,24 @@ def fixed_and_broken(old, new):
 
 def list_of_runs(folders):
     """Return a table of runs, the oldest first, as lines: when, how many epochs and seeds, the accuracies of
-    the rows, and below it what each was compared with and the last line of its edit."""
+    the rows, and below it what each was compared with and the first line that its edit added."""
     table = [["run", "date", "epochs", "seeds", "accuracy"]]
     lines = [""]
-    for run in read_runs(folders):
+    runs = read_runs(folders)
+    for run in runs:
         number = run.folder.name
-        epochs = max(facts["epochs"] for facts in run.experiments.values())
+        epochs = sorted({facts["epochs"] for facts in run.experiments.values()})
+        counts = [", ".join(map(str, epochs)), str(len(run.seeds))]
         accuracies = [f"{name} {cell(seeds, 'eval_accuracy')}" for name, seeds in run.stats.items()]
         shown = textwrap.shorten("; ".join(accuracies), WIDTH - 41, placeholder=" ...")
-        table.append([number, run.date[5:16], str(epochs), str(len(run.seeds)), shown])
-        heading, *_, last = run.edit
-        lines.append(textwrap.shorten(f"{number}: {heading} {last}", WIDTH, placeholder=" ..."))
+        table.append([number, run.date[5:16], *counts, shown])
+        added = [line for line in run.edit if ": + " in line]
+        edit = run.edit[0]
+        if added:
+            edit += added[0]
+        lines.append(textwrap.shorten(f"{number}: {edit}", WIDTH, placeholder=" ..."))
+    if len({run.description for run in runs}) > 1:
+        lines += ["", *(f"{run.folder.name}: {run.description}" for run in runs)]
     return [*markdown(table), *lines]
 
 
@@ -555,7 +577,8 @@ def new_figure(width, height, title):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    figure.suptitle(re.sub(" +", " ", title), fontsize=11, wrap=True)
+    lines = [textwrap.fill(" ".join(line.split()), int(12 * width)) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), fontsize=11)
     return figure
 
 
@@ -579,7 +602,8 @@ def plot_experiment(run, name):
     if len(rates) == 0:
         rates = seeds[seed]["learning_rate"]
     ends = np.linspace(0, len(seeds[seed]["epoch"]), len(rates) + 1)[1:]
-    rate.plot(ends, rates, color="gray", linewidth=1, marker=".", markersize=3)
+    marker = "." if len(rates) < 100 else ""
+    rate.plot(ends, rates, color="gray", linewidth=1, marker=marker)
     rate.set(xlabel="epoch", ylabel="learning rate")
     rate.set_ylim(bottom=0)
     rate.grid(alpha=0.3)
@@ -597,12 +621,16 @@ def plot_comparison(run, edit=None):
     title = run.title
     heading = f"{run.headings['eval_accuracy']} at the end"
     if edit is not None:
+        if edit.before.description != run.description:
+            title = f"{edit.before.description} \u2192 {title}"
         title = "\n".join([title, *edit.changes[:3]])
+        if len(edit.changes) > 3:
+            title += f" ... and {len(edit.changes) - 3} more lines"
         heading += f", run {edit.before.folder.name} (dashed) \u2192 run {run.folder.name}"
     rows = [["train_loss", "eval_loss"], ["train_accuracy", "eval_accuracy"]]
     if max(len(columns["epoch"]) for name in names for columns in run.stats[name].values()) > 3:
         rows.append(["end", "end"])  # of fewer epochs, the whole curves are close enough
-    figure = new_figure(10, 3.4 * len(rows) + 0.5 + 0.2 * len(names), title)
+    figure = new_figure(10, 3.4 * len(rows), title)
     panels = figure.subplot_mosaic(rows)
     panels["train_loss"].sharey(panels["eval_loss"])
     panels["train_accuracy"].sharey(panels["eval_accuracy"])
@@ -633,6 +661,8 @@ def plot_comparison(run, edit=None):
     style = {"loc": "outside lower left", "fontsize": 9, "frameon": False, "alignment": "left"}
     style |= {"handlelength": 4, "handler_map": {tuple: HandlerTuple(ndivide=None)}}  # side by side
     figure.legend(entries.values(), entries.keys(), title=heading, **style)
+    lines_of_legend = sum(len(text.splitlines()) for text in entries)
+    figure.set_figheight(figure.get_figheight() + 0.5 + 0.2 * lines_of_legend)
     return figure
 
 
@@ -659,7 +689,7 @@ def draw_curve(axes, seeds, column, style):
 def look_closer(axes):
     """Finish axes of accuracies, and let them show only the later half of the epochs, and there what has at
     most three times the least error: a model that guesses would press the good ones together."""
-    half = int(axes.dataLim.xmax / 2)
+    half = int(min(line.get_xdata()[-1] for line in axes.lines) / 2)  # a run may have had fewer epochs
     points = [line.get_xydata() for line in axes.lines]
     for band in axes.collections:
         points.append(band.get_paths()[0].vertices)
@@ -961,7 +991,11 @@ def show_run(folder):
         edit = Edit(before, run)
         lines += edit_lines(edit)
         pictures = pictures_of_edit(edit)
-    lines += NOTES
+    if run.stats:
+        lines += NOTES
+    for name in ("edit", "fixed"):
+        if name not in pictures:  # of a run that is not there any more
+            (run.folder / f"{name}.png").unlink(missing_ok=True)
     if run.stats:
         pictures["comparison"] = partial(plot_comparison, run)
     if run.records:
@@ -1010,11 +1044,13 @@ def pictures_of_edit(edit):
 
 
 def compare_runs(before_folder, after_folder):
-    """Print what changed from one run to another and what that did, and draw it beside their folders. Return
-    whether it could be drawn. Raises OSError that names a file that can't be read."""
+    """Print what changed from one run to another and what that did, and draw it beside the later folder.
+    Return whether it could be drawn. Raises OSError that names a file that can't be read."""
     edit = Edit(read_run(before_folder), read_run(after_folder))
     lines = edit_lines(edit)
-    print(*lines, *NOTES, "", sep="\n")
+    if edit.experiments:
+        lines += NOTES
+    print(*lines, "", sep="\n")
     ending = f"_{edit.before.folder.name}_{edit.after.folder.name}.png"
     return draw_all(pictures_of_edit(edit), edit.after.folder.parent, ending)
 

@@ -490,7 +490,7 @@ def test_an_experiment_that_has_not_finished_is_not_compared(folder, tmp_path, t
     for edit in (edited(folder, later), edited(later, folder)):
         assert not edit.experiments
         lines = plot.edit_lines(edit)
-        assert not cells(lines) and lines[-1].endswith("rows that both runs have finished")
+        assert not cells(lines) and edit.finished == [name for name in trained if name != "LeNet5"]
 
 
 def test_what_is_said_if_code_or_figures_have_not_changed(folder, tmp_path, trained):
@@ -579,7 +579,7 @@ def test_earlier_runs_that_cannot_be_read_cost_one_line_in_all(tmp_path, trained
     assert "6, 7" in line
 
 
-def test_without_the_run_that_it_was_compared_with_an_edit_is_not_shown(tmp_path, trained, capsys):
+def test_pictures_of_an_edit_go_with_the_run_that_it_was_compared_with(tmp_path, trained, capsys):
     before = make_run(tmp_path / "1", only(trained))
     after = make_run(tmp_path / "2", only(trained, seed=1), compared_with="1")
     pictures = [after / "edit.png", after / "fixed.png"]
@@ -595,7 +595,7 @@ def test_without_the_run_that_it_was_compared_with_an_edit_is_not_shown(tmp_path
     assert plot.run_before(shown(after)).folder == before
     shutil.rmtree(before)
     plot.show_run(after)
-    assert (after / "images.png").exists()
+    assert not any(path.exists() for path in pictures) and (after / "images.png").exists()
     assert "run 1" not in (after / "summary.md").read_text(encoding="utf-8")
     (line,) = capsys.readouterr().err.splitlines()
     assert str(before) in line
