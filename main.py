@@ -4,7 +4,7 @@
     python main.py photo.jpg    which digit do the models of the newest run see in this picture?
     python main.py --run 2 photo.jpg    and those of run 2?
 
-Edit the settings in main.py and run it again: it compares the two runs. Unedited, a run takes 120
+Edit the settings in main.py and run it again: it compares the two runs. Unedited, a run takes 160
 seconds on two cores: LeNet5 99.27%, CustomMLP 97.56%, RegularizedLeNet5 99.55% of the test images."""
 
 import argparse

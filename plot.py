@@ -698,7 +698,7 @@ def look_closer(axes):
     near = errors[errors <= 3 * max(errors.min(), 0.1)]
     axes.set_ylim(0.9 * near.min(), 1.1 * near.max())
     finish_axes(axes, "eval_accuracy")
-    axes.set_xlim(left=half + 0.5)
+    axes.set_xlim(half + 0.5, axes.dataLim.xmax + 0.5)
 
 
 def finish_axes(axes, column):
