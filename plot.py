@@ -255,17 +255,14 @@ def mean_change(before, after, column):
 
 
 def change_text(before, after, column):
-    """Return how much a printed mean has changed as text, with its error, such as "+0.13 ± 0.08, may be
-    chance". Only accuracies get a verdict: the standard error of a loss is less reliable.
+    """Return how much a mean has changed as text, with its error, such as "+0.13 ± 0.08, may be chance". Only
+    accuracies get a verdict: the standard error of a loss is less reliable.
 
-    before, after: pairs of a Run and the name of an experiment.
+    before, after: {seed: record}, as for mean_change.
     """
-    means = []
-    for run, name in (before, after):
-        values, form = values_of(run.stats[name], column)
-        means.append(float(f"{values.mean():{form}}"))
-    change, error = mean_change(*(run.records[name] for run, name in (before, after)), column)
-    text = f"{means[1] - means[0]:+{form}} ± {error:{form}}"
+    change, error = mean_change(before, after, column)
+    form = ".2f" if column == "eval_accuracy" else ".4f"
+    text = f"{change:+{form}} ± {error:{form}}"
     if column == "eval_accuracy" and abs(change) < 3 * error:
         text += ", may be chance"
     return text
@@ -289,7 +286,7 @@ def summary(run):
         cells = [cell(run.records.get(name), "train_accuracy")]  # of the model as it was at the end
         cells += [cell(seeds, "eval_loss"), cell(seeds, "eval_accuracy"), ""]
         if name != baseline and is_finished(run, name) and is_finished(run, baseline):
-            gain = cells[-1] = change_text((run, baseline), (run, name), "eval_accuracy")
+            gain = cells[-1] = change_text(run.records[baseline], run.records[name], "eval_accuracy")
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
         table.append([name, *cells, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.date}: {run.description}"]
@@ -494,7 +491,7 @@ def edit_table(edit):
         for quantity in ("accuracy", "loss"):
             column = f"eval_{quantity}"
             cells = [cell(run.stats[name], column) for run in (before, after)]
-            change = edit.no_error or change_text((before, name), (after, name), column)
+            change = edit.no_error or change_text(before.records[name], after.records[name], column)
             table.append([first, quantity, *cells, change])
             first = ""
         if not edit.no_error:
@@ -642,7 +639,8 @@ def plot_comparison(run, edit=None):
         text = cell(run.stats[name], "eval_accuracy")
         if edit is not None:
             old = cell(edit.before.stats[name], "eval_accuracy")
-            change = edit.no_error or change_text((edit.before, name), (run, name), "eval_accuracy")
+            records = edit.before.records[name], run.records[name]
+            change = edit.no_error or change_text(*records, "eval_accuracy")
             text = f"{old} \u2192 {text} ({change})"
         for panel, axes in panels.items():
             column = "eval_accuracy" if panel == "end" else panel

@@ -4,7 +4,7 @@ nothing but the seed.
     python report/calibration.py              train the rows of main.py with ten seeds, then print the tables
     python report/calibration.py results/7    print the tables of such a run that has finished
 
-Takes 13 minutes on two cores.
+Takes about 25 minutes on two cores.
 """
 
 import sys

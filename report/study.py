@@ -126,8 +126,9 @@ def comparison(run, before, after):
         return [""] * len(COMPARISON)
     cells = []
     for column in ("eval_accuracy", "eval_loss"):
-        text = plot.change_text((run, before), (run, after), column)
-        change, error = plot.mean_change(run.records[before], run.records[after], column)
+        records = run.records[before], run.records[after]
+        text = plot.change_text(*records, column)
+        change, error = plot.mean_change(*records, column)
         cells += [text.partition(",")[0], f"{change / error:+.1f}"]
     return cells
 
