@@ -4,12 +4,12 @@
 
 Trains variations of the three models on the complete MNIST in data/, as the report did, and prints
 the report's figures beside its own, epoch by epoch. Then it lets the regularized LeNet-5 train on, and
-trains the MLP without each of two faults, with three seeds. Takes 12 minutes.
+trains the MLP without each of two faults, with three seeds. Takes 13 minutes.
 
 The report does not state all of its settings. Tanh, average pooling, the places and the strength of
 dropout, momentum, learning rate and weight decay were found by trying until the figures were like its own.
 
-Its faults, which report/README.md explains:
+What it repeats; report/README.md explains the faults:
 
 * The models end in a softmax, and the cross-entropy applies another one.
 * The batches hold 64 images, not 32 as the report says, always the same ones, in the order of
