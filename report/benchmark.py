@@ -4,7 +4,7 @@
 
 Each row of the table compares two sides, with a slash between their names. They take turns, and their
 figures are medians. Needs the complete MNIST in data/, and Linux for the rows on memory. Takes
-ten minutes on two cores.
+15 minutes on two cores.
 
 main.py runs in copies of the project, with EPOCHS = 1. Its first step has come when it says where the
 results go: everything is imported, the images are read, each row has been tried, the trainings begin.
