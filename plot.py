@@ -26,7 +26,8 @@ import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"  # a number on the command line is a folder in it
 LOSS_OF_GUESSING = math.log(10)  # cross-entropy, if all ten digits are equally likely
-COLUMNS = "epoch train_loss train_accuracy eval_loss eval_accuracy seconds learning_rate".split()  # of a CSV
+# The columns of a CSV.
+COLUMNS = ("epoch", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "seconds", "learning_rate")
 WIDTH = 100  # characters of a line
 
 # So that no table and no picture grows without bound:
@@ -198,13 +199,16 @@ def markdown(table):
     return lines
 
 
+def form_of(column):
+    """Return the number format of a column of losses, or of accuracies in percent."""
+    return ".2f" if column.endswith("accuracy") else ".4f"
+
+
 def values_of(seeds, column):
-    """Return a number per seed, an array (S,), and a number format. The number is the loss, or the accuracy
-    in percent, after the last epoch. seeds: {seed: {column: array}}, from a CSV or a record."""
+    """Return a number per seed, an array (S,): the loss, or the accuracy in percent, after the last epoch.
+    seeds: {seed: {column: array}}, from a CSV or a record."""
     values = np.array([columns[column].flat[-1] for columns in seeds.values()])
-    if column.endswith("accuracy"):
-        return 100 * values, ".2f"
-    return values, ".4f"
+    return 100 * values if column.endswith("accuracy") else values
 
 
 def cell(seeds, column):
@@ -212,7 +216,8 @@ def cell(seeds, column):
     any, it is empty."""
     if not seeds:
         return ""
-    values, form = values_of(seeds, column)
+    values = values_of(seeds, column)
+    form = form_of(column)
     text = f"{values.mean():{form}}"
     if len(values) > 1:
         text += f" ± {values.std(ddof=1):{form}}"
@@ -261,7 +266,7 @@ def change_text(before, after, column):
     before, after: {seed: record}, as for mean_change.
     """
     change, error = mean_change(before, after, column)
-    form = ".2f" if column == "eval_accuracy" else ".4f"
+    form = form_of(column)
     text = f"{change:+{form}} ± {error:{form}}"
     if column == "eval_accuracy" and abs(change) < 3 * error:
         text += ", may be chance"
@@ -281,19 +286,21 @@ def summary(run):
     """Return what was reached, as lines: a table of the last epochs, and remarks."""
     baseline = run.baseline
     table = [["experiment", "train acc", f"{run.kind} loss", f"{run.kind} acc", "gain", "seconds"]]
-    gain = ""
+    has_gains = False
     for name, seeds in run.stats.items():
         cells = [cell(run.records.get(name), "train_accuracy")]  # of the model as it was at the end
-        cells += [cell(seeds, "eval_loss"), cell(seeds, "eval_accuracy"), ""]
+        cells += [cell(seeds, "eval_loss"), cell(seeds, "eval_accuracy")]
+        gain = ""
         if name != baseline and is_finished(run, name) and is_finished(run, baseline):
-            gain = cells[-1] = change_text(run.records[baseline], run.records[name], "eval_accuracy")
+            gain = change_text(run.records[baseline], run.records[name], "eval_accuracy")
+            has_gains = True
         seconds = np.mean([columns["seconds"].sum() for columns in seeds.values()])
-        table.append([name, *cells, f"{seconds:.0f}"])
+        table.append([name, *cells, gain, f"{seconds:.0f}"])
     lines = [f"Run {run.folder.name}, {run.date}: {run.description}"]
     numbers = ", ".join(map(str, run.seeds))
-    seeds = "seed" if len(run.seeds) == 1 else "seeds"
-    lines += [f"Last epoch, {seeds} {numbers}", "", *markdown(table), ""]
-    if gain:
+    word = "seed" if len(run.seeds) == 1 else "seeds"
+    lines += [f"Last epoch, {word} {numbers}", "", *markdown(table), ""]
+    if has_gains:
         lines.append(f"gain: {run.kind} accuracy over {baseline}, in percentage points")
     elif len(run.experiments) > 1:
         lines.append(f"No gain is given: it needs BASELINE ({baseline}) and another row, both finished")
@@ -376,15 +383,10 @@ class Edit:
             old, new = getattr(before, key), getattr(after, key)
             if old != new:
                 self.changes.append(f"{key}: {old} -> {new}")
+        self.changes += row_changes(before, after)
         self.finished = []
         self.experiments = []
         for name in after.experiments:
-            if name not in before.experiments:
-                continue
-            old, new = (run.experiments[name]["row"].split(", ") for run in (before, after))
-            if old != new and before.code.get("main.py") == after.code.get("main.py"):  # as in a notebook
-                parts = ", ".join(part for part in new if part not in old)
-                self.changes.append(f"row {name!r}: {parts}")
             if is_finished(before, name) and is_finished(after, name):
                 self.finished.append(name)
                 if losses_of(before, name) != losses_of(after, name):
@@ -413,6 +415,22 @@ def code_changes(before, after):
     return changes
 
 
+def row_changes(before, after):
+    """Return how rows differ between two runs with the same main.py, such as those that a notebook makes."""
+    changes = []
+    if before.code.get("main.py") != after.code.get("main.py"):
+        return changes
+    for name in after.experiments:
+        if name not in before.experiments:
+            continue
+        old = before.experiments[name]["row"].split(", ")
+        new = after.experiments[name]["row"].split(", ")
+        if old != new:
+            parts = ", ".join(part for part in new if part not in old)
+            changes.append(f"row {name!r}: {parts}")
+    return changes
+
+
 def choose_run_before(folder, settings):
     """Choose the run that a new one is compared with. Return its number as text, or None, and lines that say
     what was edited since, or why there is none.
@@ -427,9 +445,9 @@ def choose_run_before(folder, settings):
         names = before.experiments.keys()
         has_finished = all(is_finished(before, name) for name in names)
         has_common_row = names & run.experiments.keys()
-        edit = Edit(before, run)
-        if has_finished and has_common_row and not edit.no_error:
-            edits.append(edit)
+        if has_finished and has_common_row:
+            edits.append(Edit(before, run))
+    edits = [edit for edit in edits if not edit.no_error]
     if edits:
         nearest = min(edits, key=lambda edit: len(edit.changes))  # the first of several
         return nearest.before.folder.name, change_lines(nearest)
@@ -614,7 +632,7 @@ def plot_comparison(run, edit=None):
     from matplotlib.legend_handler import HandlerTuple
 
     names = run.stats if edit is None else edit.experiments
-    names = sorted(names, key=lambda name: -values_of(run.stats[name], "eval_accuracy")[0].mean())
+    names = sorted(names, key=lambda name: -values_of(run.stats[name], "eval_accuracy").mean())
     title = run.title
     heading = f"{run.headings['eval_accuracy']} at the end"
     if edit is not None:
@@ -636,19 +654,18 @@ def plot_comparison(run, edit=None):
     for name in names:
         place = places.index(name)  # so a row has the same look in all pictures
         style = {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
+        versions = [(run.stats[name], style)]
         text = cell(run.stats[name], "eval_accuracy")
         if edit is not None:
             old = cell(edit.before.stats[name], "eval_accuracy")
             records = edit.before.records[name], run.records[name]
             change = edit.no_error or change_text(*records, "eval_accuracy")
             text = f"{old} \u2192 {text} ({change})"
+            hollow = {"linestyle": "--", "markerfacecolor": "white"}
+            versions.insert(0, (edit.before.stats[name], style | hollow))
         for panel, axes in panels.items():
             column = "eval_accuracy" if panel == "end" else panel
-            lines = []
-            if edit is not None:
-                hollow = {"linestyle": "--", "markerfacecolor": "white"}
-                lines.append(draw_curve(axes, edit.before.stats[name], column, style | hollow))
-            lines.append(draw_curve(axes, run.stats[name], column, style))
+            lines = [draw_curve(axes, seeds, column, look) for seeds, look in versions]
         entries[textwrap.fill(f"{text}  {name}", 110)] = tuple(lines)
     for column, text in run.headings.items():
         panels[column].set_title(text)
@@ -929,8 +946,8 @@ def plot_digits(digits, logits):
     height = 1.7 + 0.12 * len(logits)  # inches; the second part for a line of text
     figure, panels = bare_panels(title, count, columns=6, width=2.4, height=height)
     for index, axes in enumerate(panels):
-        # in gray, as large as the picture
-        seen = np.kron(digits["images"][index][:, :, None], np.ones((4, 4, 3), dtype=np.uint8))
+        seen = np.kron(digits["images"][index], np.ones((4, 4), dtype=np.uint8))  # as large as the picture
+        seen = np.stack([seen, seen, seen], axis=2)
         axes.imshow(np.hstack([digits["originals"][index], seen]))
         axes.set_anchor("N")  # leaves room for the answers below
         axes.set_title(str(digits["names"][index])[-30:], fontsize=8)

@@ -126,10 +126,9 @@ def comparison(run, before, after):
         return [""] * len(COMPARISON)
     cells = []
     for column in ("eval_accuracy", "eval_loss"):
-        records = run.records[before], run.records[after]
-        text = plot.change_text(*records, column)
-        change, error = plot.mean_change(*records, column)
-        cells += [text.partition(",")[0], f"{change / error:+.1f}"]
+        change, error = plot.mean_change(run.records[before], run.records[after], column)
+        form = plot.form_of(column)
+        cells += [f"{change:+{form}} ± {error:{form}}", f"{change / error:+.1f}"]
     return cells
 
 
